@@ -1,0 +1,48 @@
+# `make demo` and `make test` need Python >= 3.10, make and a package index; `make help` lists the targets.
+
+PYTHON ?= python3
+PYTEST_ARGS ?=
+DEMO_PROMPT ?= Plan a trip to Japan. <heed>Do not use any commas.</heed>
+export DEMO_PROMPT
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+CHECK := import sys; sys.exit(sys.version_info < (3, 10))
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help demo test lint bench clean model
+
+help:  ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
+
+demo: model  ## one prompt, steered and plain, side by side (DEMO_PROMPT='...' for another)
+	$(BIN)/heedful generate "$$DEMO_PROMPT" --compare
+
+test: model  ## all tests (PYTEST_ARGS='-k spans' for some)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(PYTEST_ARGS)
+
+lint: $(STAMP)  ## formatting, lint and types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+bench: model  ## speed and memory against transformers' own generate
+	$(BIN)/heedful bench overhead
+
+clean:  ## remove the environment and the tools' caches; the model stays in the user's cache
+	rm -rf $(VENV) .pytest_cache .hypothesis .mypy_cache .ruff_cache build dist
+
+model: $(STAMP)
+	@$(BIN)/heedful models fetch
+
+# The stamp is touched last, so an interrupted install is taken up again.
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c '$(CHECK)' 2>/dev/null || \
+	  { echo "Python >= 3.10 is needed and '$(PYTHON)' is not: make PYTHON=/path/to/python3.12"; exit 1; }
+	@rm -f $@
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -c constraints.txt torch==2.13.0
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	@touch $@

@@ -1,0 +1,1 @@
+"""Measurements: what steering costs in time and memory, and the slow implementation it is held against."""

@@ -1,0 +1,34 @@
+"""Range checks of numbers that users pass. Each returns the value or raises `OptionError` naming the option."""
+
+from __future__ import annotations
+
+import math
+
+from heedful.errors import OptionError
+
+
+def finite(name: str, value: float, *, low: float = 0.0, low_open: bool = False, high: float = math.inf) -> float:
+    """`value` as a float, if it is a finite number in [low, high] (or (low, high] with `low_open`)."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        raise OptionError(f"{name} must be a number, not {value!r}") from None
+    inside = low < number if low_open else low <= number
+    if not math.isfinite(number) or not inside or number > high:
+        top = "" if high == math.inf else f" and at most {high:g}"
+        raise OptionError(f"{name} must be finite, {'above' if low_open else 'at least'} {low:g}{top}; got {value!r}")
+    return number
+
+
+def whole(name: str, value: int, *, low: int) -> int:
+    """`value`, if it is an integer of at least `low`."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < low:
+        raise OptionError(f"{name} must be a whole number of at least {low}; got {value!r}")
+    return value
+
+
+def choice(name: str, value: str, known: tuple[str, ...]) -> str:
+    """`value`, if it is one of `known`."""
+    if value not in known:
+        raise OptionError(f"unknown {name} {value!r}; known: {', '.join(known)}")
+    return value

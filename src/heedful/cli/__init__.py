@@ -1,0 +1,46 @@
+"""The `heedful` command. Each sub-command is one module; this one turns errors into a line and an exit code."""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+import click
+import typer
+
+from heedful.cli import bench, generate, models, spans
+from heedful.errors import HeedfulError
+
+# torchao, where it is installed, complains at import of kernels that this machine cannot have.
+NOISY = ("torchao", "torch.utils._pytree")
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Make a language model heed its instructions while it decodes.",
+)
+app.command("generate")(generate.generate)
+app.command("spans")(spans.spans)
+app.add_typer(models.app, name="models")
+app.add_typer(bench.app, name="bench")
+
+
+def main() -> None:
+    """Runs the command; exits with 2 after an error's one line, with 130 after Ctrl-C."""
+    for name in NOISY:
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    try:
+        code = app(standalone_mode=False)
+    except HeedfulError as error:
+        print(f"heedful: error: {' '.join(str(error).split())}", file=sys.stderr)
+        code = 2
+    except click.ClickException as error:
+        print(f"heedful: error: {error.format_message()} (see heedful --help)", file=sys.stderr)
+        code = 2
+    except (KeyboardInterrupt, click.exceptions.Abort):
+        code = 130
+    except BrokenPipeError:
+        sys.stderr.close()
+        code = 141
+    sys.exit(code or 0)

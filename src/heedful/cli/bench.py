@@ -1,0 +1,69 @@
+"""`heedful bench`: speed and memory, measured against others in the same run."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from heedful.cli import options
+
+app = typer.Typer(no_args_is_help=True, help="Measure speed and memory.")
+
+
+@app.callback()
+def benches() -> None:
+    """Measure speed and memory."""
+
+
+@app.command()
+def overhead(
+    model: options.Model = None,
+    shape: Annotated[str | None, typer.Option(help="Random weights of that shape instead, e.g. llama-3.1-8b.")] = None,
+    gate_rate: Annotated[float | None, typer.Option(help="Open the gate on this share of steps.")] = None,
+    data: Annotated[Path | None, typer.Option(help="JSONL with split_prompt and task; else built-in prompts.")] = None,
+    prompts: Annotated[int, typer.Option(help="Prompts at batch 1.")] = 8,
+    batch: Annotated[int, typer.Option(help="The larger batch; 0 leaves it out.")] = 16,
+    tokens: Annotated[int, typer.Option(help="New tokens a prompt, EOS ignored.")] = 128,
+    rounds: Annotated[int, typer.Option(help="Interleaved rounds.")] = 5,
+    sequential: Annotated[bool, typer.Option(help="Also the slow sequential Directer.")] = True,
+    threads: Annotated[int, typer.Option(help="CPU threads.")] = 2,
+    device: options.Device = "cpu",
+    dtype: options.Dtype = "bfloat16",
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Directer and plain decoding against transformers' own generate, interleaved in one run."""
+    from heedful.bench.overhead import Settings, run
+
+    settings = Settings(
+        model=model,
+        shape=shape,
+        gate_rate=gate_rate,
+        data=str(data) if data is not None else None,
+        num_prompts=prompts,
+        batch=batch,
+        num_tokens=tokens,
+        num_rounds=rounds,
+        sequential=sequential,
+        num_threads=threads,
+        device=device,
+        dtype=dtype,
+    )
+    report = run(settings)
+    if as_json:
+        print(json.dumps(asdict(report), ensure_ascii=False))
+        return
+    console = Console(highlight=False)
+    for title, rows in (("tokens per second", report.speeds), ("figures", report.figures)):
+        table = Table(title=title, title_justify="left", box=None)
+        for column in ("", "median", "min", "max"):
+            table.add_column(column, justify="left" if not column else "right")
+        for row in rows:
+            table.add_row(row.name, *(f"{value:.3g}" for value in (row.median, row.low, row.high)))
+        console.print(table)
+    console.print(report.machine, style="dim")

@@ -1,0 +1,54 @@
+"""Options that several commands share, and the reading of prompts. Defaults come from the library, never from here."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from heedful.errors import PromptError
+from heedful.prompt import ROLES, Instructions, Messages
+
+Prompt = Annotated[str | None, typer.Argument(help="The prompt; '-' reads standard input.", show_default=False)]
+PromptFile = Annotated[Path | None, typer.Option("--file", "-f", help="Read the prompt from a file.")]
+System = Annotated[str | None, typer.Option(help="A system message before the prompt.")]
+Marked = Annotated[
+    list[str] | None,
+    typer.Option("--instruction", "-i", help="Exact text to heed, or a role such as 'system'. May be repeated."),
+]
+Model = Annotated[str | None, typer.Option("--model", "-m", help="Hub id or folder; else the built-in model.")]
+Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1 …")]
+Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
+Raw = Annotated[bool, typer.Option("--raw", help="The prompt as plain text, without the chat template.")]
+
+
+def read_prompt(prompt: str | None, file: Path | None, system: str | None) -> Messages:
+    """The prompt from argument, file or standard input. Raises `PromptError` where there is none or more than one."""
+    if (prompt is None) == (file is None):
+        raise PromptError("give the prompt as an argument, with --file, or '-' for standard input: exactly one of them")
+    try:
+        if file is not None:
+            text = file.read_text(encoding="utf-8")
+        else:
+            text = sys.stdin.read() if prompt == "-" else str(prompt)
+    except (OSError, UnicodeDecodeError) as error:
+        raise PromptError(f"cannot read the prompt: {error}") from error
+    if system is None:
+        return text
+    return [{"role": "system", "content": system}, {"role": "user", "content": text}]
+
+
+def instructions(marked: list[str] | None) -> Instructions:
+    """One role, or a list of exact texts, or nothing."""
+    if not marked:
+        return None
+    return marked[0] if len(marked) == 1 and marked[0] in ROLES else list(marked)
+
+
+def load_quietly(model: str | None, device: str, dtype: str) -> Any:
+    """The model, imported only now: `--help` should not wait for torch."""
+    from heedful.generate import load
+
+    return load(model, device=device, dtype=dtype)  # type: ignore[arg-type]

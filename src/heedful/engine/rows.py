@@ -1,0 +1,41 @@
+"""The units of a forward pass: rows, kept only when committed, and chunks of prompt, stored at once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from heedful.recipe import Steerer
+
+
+@dataclass(frozen=True, slots=True)
+class Edit:
+    """A steerer and the layers in which a row is steered."""
+
+    steerer: Steerer
+    layers: frozenset[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One token computed at `position` of `slot`: it sees the slot's stored tokens at smaller positions, and itself."""
+
+    token: int
+    position: int
+    slot: int
+    edit: Edit | None = None
+    wants_logits: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Consecutive prompt tokens of `slot`, stored raw by the forward that computes them, from position `start` on.
+
+    `start` must be the slot's length. Rows of the same slot in the same forward see the chunk's tokens.
+    """
+
+    slot: int
+    tokens: Sequence[int]
+    start: int
+    wants_logits: bool = False
+    """Whether the logits after the chunk's last token are asked for."""

@@ -1,0 +1,295 @@
+"""`LM`: a model and its tokenizer as text in, text out. `generate` folds `stream`; `stream` folds the decode loop."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from heedful.checks import whole
+from heedful.decode import Decoder, Emitted, FinishReason, Request, capacity_for
+from heedful.directer import Directer
+from heedful.engine import Engine
+from heedful.errors import ContextLengthError, HeedfulError, ModelError, OptionError, SpanError
+from heedful.models import resolve
+from heedful.prompt import EncodedPrompt, Instructions, Messages, encode
+from heedful.recipe import Method
+from heedful.sampling import Sampling
+from heedful.text import TextStream
+from heedful.trace import Stats, Step, Trace
+
+DEFAULT_NEW_TOKENS = 256
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One prompt and how to answer it.
+
+    `method` None is plain decoding; with a method, something must be marked. `max_new_tokens` None: 256, or what the
+    context leaves. `stop`: strings that end the answer and are not part of it. `raw`: no chat template.
+    """
+
+    prompt: Messages
+    instructions: Instructions = None
+    method: Method | None = field(default_factory=Directer)
+    max_new_tokens: int | None = None
+    sampling: Sampling = Sampling()
+    stop: Sequence[str] = ()
+    raw: bool = False
+
+
+@dataclass(frozen=True)
+class Result:
+    """An answer: its text, its tokens (an EOS included), why it ended, and what was decided on the way."""
+
+    text: str
+    token_ids: tuple[int, ...]
+    finish_reason: FinishReason
+    stats: Stats
+    trace: Trace
+
+    def to_dict(self) -> dict[str, Any]:
+        """The answer as JSON values: what `heedful generate --json` prints."""
+        stats = asdict(self.stats)
+        return {
+            "text": self.text,
+            "token_ids": list(self.token_ids),
+            "finish_reason": self.finish_reason,
+            "prompt_tokens": stats.pop("prompt_tokens"),
+            "method": self.trace.method,
+            "stats": stats,
+            "steps": [asdict(step) for step in self.trace.steps],
+        }
+
+
+@dataclass(frozen=True)
+class Event:
+    """One decoded token of a stream. `text`: what it adds to the answer, often empty. `result`: with the last event."""
+
+    index: int
+    text: str
+    step: Step
+    result: Result | None = None
+
+
+class LM:
+    """A transformers model that heeds. Raises `UnsupportedModelError` where its attention cannot be steered."""
+
+    def __init__(self, model: Any, tokenizer: Any, *, prepare: bool | None = None) -> None:
+        self.model, self.tokenizer = model, tokenizer
+        self.engine = Engine(model, prepare=prepare)
+
+    def generate(
+        self,
+        prompt: Messages,
+        *,
+        instructions: Instructions = None,
+        method: Method | None = Directer(),  # noqa: B008 (frozen)
+        max_new_tokens: int | None = None,
+        sampling: Sampling = Sampling(),  # noqa: B008 (frozen)
+        stop: Sequence[str] = (),
+    ) -> Result:
+        """Answers `prompt`; see `Job` for the options. Raises a `HeedfulError` for anything that cannot be done."""
+        return self.generate_batch([Job(prompt, instructions, method, max_new_tokens, sampling, stop)])[0]
+
+    def stream(
+        self,
+        prompt: Messages,
+        *,
+        instructions: Instructions = None,
+        method: Method | None = Directer(),  # noqa: B008 (frozen)
+        max_new_tokens: int | None = None,
+        sampling: Sampling = Sampling(),  # noqa: B008 (frozen)
+        stop: Sequence[str] = (),
+    ) -> Iterator[Event]:
+        """The answer token by token; what is wrong with the prompt is raised here, not at the first event."""
+        return self.stream_batch([Job(prompt, instructions, method, max_new_tokens, sampling, stop)])
+
+    def generate_batch(self, jobs: Sequence[Job | Messages], *, num_slots: int = 16) -> list[Result]:
+        """Answers all `jobs` (or prompts), at most `num_slots` at a time; each equals its answer alone."""
+        results: dict[int, Result] = {}
+        for event in self.stream_batch(jobs, num_slots=num_slots):
+            if event.result is not None:
+                results[event.index] = event.result
+        return [results[index] for index in range(len(jobs))]
+
+    def stream_batch(self, jobs: Sequence[Job | Messages], *, num_slots: int = 16) -> Iterator[Event]:
+        """Events of all `jobs` as they come; `Event.index` tells whose."""
+        whole("num_slots", num_slots, low=1)
+        listed = [job if isinstance(job, Job) else Job(job) for job in jobs]
+        answers = [_Answering(self, index, job) for index, job in enumerate(listed)]
+        return self._run(answers, num_slots)
+
+    def encode(self, prompt: Messages, instructions: Instructions = None, *, raw: bool = False) -> EncodedPrompt:
+        """The prompt as the model reads it, and which tokens are marked."""
+        return encode(self.tokenizer, prompt, instructions, raw=raw)
+
+    def _run(self, answers: list[_Answering], num_slots: int) -> Iterator[Event]:
+        if not answers:
+            return
+        capacity = max(capacity_for(answer.request, self.engine.num_layers) for answer in answers)
+        decoder = Decoder(self.engine, min(num_slots, len(answers)), capacity)
+        waiting = {decoder.submit(answer.request): answer for answer in answers}
+        while not decoder.is_idle:
+            for emitted in decoder.step():
+                answer = waiting[emitted.answer]
+                if answer.result is None:
+                    yield answer.take(emitted, decoder)
+
+    def eos_ids(self) -> frozenset[int]:
+        """Every EOS id of the model's generation config, or of its config where that names none."""
+        for config in (getattr(self.model, "generation_config", None), self.engine.config):
+            ids = getattr(config, "eos_token_id", None)
+            if ids is not None:
+                return frozenset([ids] if isinstance(ids, int) else ids)
+        return frozenset()
+
+
+class _Answering:
+    """One job on its way to a result: checks it, then turns emitted tokens into events."""
+
+    def __init__(self, lm: LM, index: int, job: Job) -> None:
+        self.index, self.job = index, job
+        self.result: Result | None = None
+        self.encoded = lm.encode(job.prompt, job.instructions, raw=job.raw)
+        if job.method is not None and not self.encoded.span:
+            raise SpanError(
+                "nothing in the prompt is marked to be heeded: wrap it in <heed>…</heed>, name it in instructions, "
+                "or choose no method"
+            )
+        if any(not isinstance(stop, str) or not stop for stop in job.stop) or isinstance(job.stop, str):
+            raise OptionError(f"stop must be a list of non-empty strings; got {job.stop!r}")
+        self.request = self._request(lm, job)
+        self._tokenizer = lm.tokenizer
+        self._text = TextStream(lm.tokenizer, job.stop)
+        self._steps: list[Step] = []
+
+    def _request(self, lm: LM, job: Job) -> Request:
+        recipe = job.method.recipe() if job.method is not None else None
+        span = self.encoded.span
+        positions, weights = span.positions, span.weights
+        if recipe is not None and recipe.overhang:
+            positions, weights = _hang_over(positions, weights, recipe.overhang, len(self.encoded.token_ids))
+        return Request(
+            token_ids=self.encoded.token_ids,
+            max_new_tokens=room(len(self.encoded.token_ids), job.max_new_tokens, lm.engine.context_length),
+            recipe=recipe,
+            positions=positions if recipe is not None else (),
+            weights=weights if recipe is not None else (),
+            sampling=job.sampling,
+            eos_ids=lm.eos_ids(),
+        )
+
+    def take(self, emitted: Emitted, decoder: Decoder) -> Event:
+        """The event of one emitted token; ends the answer where a stop string is complete."""
+        text = self._text.push(emitted.step.token_id)
+        step = replace(emitted.step, text=self._tokenizer.decode([emitted.step.token_id]))
+        self._steps.append(step)
+        reason = emitted.finish_reason
+        if self._text.is_stopped:
+            reason = "stop"
+            decoder.finish(emitted.answer)
+        if reason is None:
+            return Event(self.index, text, step)
+        text += self._text.close()
+        method = self.job.method.describe() if self.job.method is not None else {"name": "none"}
+        trace = Trace(tuple(self._steps), emitted.answer.ranking, method)
+        ids = tuple(step.token_id for step in self._steps)
+        stats = self._stats(emitted)
+        self.result = Result(self._text.text, ids, reason, stats, trace)
+        return Event(self.index, text, step, self.result)
+
+    def _stats(self, emitted: Emitted) -> Stats:
+        """The decoder's stats, less the tokens that it settled behind a stop string."""
+        stats = emitted.answer.stats
+        counted = Stats(**{**asdict(stats), **dict.fromkeys(COUNTED, 0)})
+        for step in self._steps:
+            counted.count(step)
+        return counted
+
+
+COUNTED = ("generated_tokens", "gated", "accepted", "rejected", "changed")
+
+
+def _hang_over(
+    positions: tuple[int, ...], weights: tuple[float, ...], overhang: int, prompt_length: int
+) -> tuple[tuple[int, ...], tuple[float, ...]]:
+    """The span with `overhang` more tokens behind each of its runs, as far as the prompt goes."""
+    wide = dict(zip(positions, weights, strict=True))
+    for position, weight in zip(positions, weights, strict=True):
+        for ahead in range(position + 1, min(position + 1 + overhang, prompt_length)):
+            wide.setdefault(ahead, weight)
+    return tuple(sorted(wide)), tuple(wide[position] for position in sorted(wide))
+
+
+def room(prompt_tokens: int, wanted: int | None, context: int | None) -> int:
+    """How many tokens to generate. Raises `ContextLengthError` where prompt or answer do not fit into `context`."""
+    if wanted is not None:
+        whole("max_new_tokens", wanted, low=1)
+    if context is not None and prompt_tokens >= context:
+        raise ContextLengthError(f"the prompt has {prompt_tokens} tokens, but the model's context is {context}")
+    left = DEFAULT_NEW_TOKENS if context is None else context - prompt_tokens
+    if wanted is not None and context is not None and wanted > left:
+        raise ContextLengthError(
+            f"prompt and answer need {prompt_tokens} + {wanted} = {prompt_tokens + wanted} tokens, "
+            f"but the model's context is {context}; ask for at most {left} new tokens"
+        )
+    return min(DEFAULT_NEW_TOKENS, left) if wanted is None else wanted
+
+
+def load(
+    model: str | None = None,
+    *,
+    device: str = "cpu",
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
+    prepare: bool | None = None,
+) -> LM:
+    """The built-in default model, or that of a hub id or folder, ready to generate.
+
+    `dtype` "auto" is the checkpoint's, or float32 on a CPU without bfloat16 instructions. `prepare`: keep a packed
+    copy of the weights for a faster CPU; None decides by memory. Raises `ModelError` where the model cannot be had.
+    """
+    if dtype not in DTYPES:
+        raise OptionError(f"unknown dtype {dtype!r}; known: {', '.join(DTYPES)}")
+    try:
+        place = torch.device(device)
+    except RuntimeError:
+        raise OptionError(f"unknown device {device!r}; for example cpu, cuda or cuda:1") from None
+    if place.type == "cuda" and not torch.cuda.is_available():
+        raise OptionError(f"device {device!r} was asked for, but no CUDA device is there")
+    source = resolve(model)
+    loaded, tokenizer = _from_pretrained(source, dtype if dtype != "auto" else _auto_dtype(place))
+    return LM(loaded.to(place).eval(), tokenizer, prepare=prepare)
+
+
+def _auto_dtype(device: torch.device) -> str:
+    has_bfloat16 = device.type != "cpu" or torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return "auto" if has_bfloat16 else "float32"
+
+
+def _from_pretrained(source: str | Path, dtype: str) -> tuple[Any, Any]:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
+
+    bars = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, use_safetensors=True)
+        return model, AutoTokenizer.from_pretrained(source)
+    except HeedfulError:
+        raise
+    except (OSError, ValueError, RuntimeError, ImportError, KeyError) as error:
+        first = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise ModelError(f"cannot load the model {str(source)!r}: {first}") from error
+    finally:
+        if bars:
+            logging.enable_progress_bar()  # type: ignore[no-untyped-call]
+
+
+def wrap(model: Any, tokenizer: Any, *, prepare: bool | None = None) -> LM:
+    """An `LM` around a transformers model that is already there; the model is left as it is."""
+    return LM(model, tokenizer, prepare=prepare)

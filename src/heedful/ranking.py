@@ -1,0 +1,71 @@
+"""Orders layers by how much steering them alone disturbs the attention blocks, from one forward of L + 1 probe rows.
+
+Row 0 is raw, row ℓ + 1 is steered in layer ℓ alone; all hold the last prompt token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch.nn.functional import cosine_similarity
+
+from heedful.engine import Edit, Row
+from heedful.errors import OptionError
+from heedful.recipe import Ranking, Recipe
+
+Captured = Sequence[tuple[torch.Tensor, torch.Tensor]]
+
+
+def needs_probe(ranking: Ranking) -> bool:
+    """Whether this ranking is measured on the prompt."""
+    return ranking in ("paper", "released", "reversed")
+
+
+def probe_rows(recipe: Recipe, token: int, position: int, slot: int, num_layers: int) -> list[Row]:
+    """The L + 1 rows; only the raw one's logits are read."""
+    steered = [Edit(recipe.steerer, frozenset([layer])) for layer in range(num_layers)]
+    return [Row(token, position, slot), *(Row(token, position, slot, edit, wants_logits=False) for edit in steered)]
+
+
+def measured(ranking: Ranking, captured: Captured) -> tuple[int, ...]:
+    """Layers, most sensitive first, from input and output `(L + 1, hidden)` of each layer's attention block."""
+    pre = torch.stack([pair[0].cpu() for pair in captured]).double()
+    post = torch.stack([pair[1].cpu() for pair in captured]).double()
+    scores = released_scores(pre, post) if ranking == "released" else sensitivity(pre, post)
+    # A layer whose window hides the span scores 0 up to rounding: such ties go by layer index.
+    order = torch.argsort(scores.round(decimals=6), descending=True, stable=True).tolist()
+    return tuple(reversed(order)) if ranking == "reversed" else tuple(order)
+
+
+def sensitivity(pre: torch.Tensor, post: torch.Tensor) -> torch.Tensor:
+    """Sensitivity(ℓ) of the paper, `(L,)`, from `pre`, `post (L, L + 1, hidden)`; design §2."""
+    cross = _distance(pre[:, :1], post[:, 1:]) + _distance(pre[:, 1:], post[:, :1])
+    undisturbed = _distance(pre[:, :1], post[:, :1])
+    return (cross - 2 * undisturbed).mean(dim=0)
+
+
+def released_scores(pre: torch.Tensor, post: torch.Tensor) -> torch.Tensor:
+    """What the authors' released code computes instead, `(L,)`: per layer, averaged over the probed ones; design §7."""
+    cross = _distance(pre[:, :1], post[:, 1:]) + _distance(post[:, :1], pre[:, 1:])
+    return cross.clamp_min(0).mean(dim=1)
+
+
+def _distance(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    return 1 - cosine_similarity(a, b, dim=-1)
+
+
+def given(ranking: Ranking, num_layers: int) -> tuple[int, ...]:
+    """A ranking that needs no measuring: a fixed list, or a random order. Raises `OptionError` for unknown layers."""
+    if isinstance(ranking, str):
+        seed = int(ranking.partition(":")[2] or 0)
+        return tuple(torch.randperm(num_layers, generator=torch.Generator().manual_seed(seed)).tolist())
+    check_layers(ranking, num_layers)
+    return tuple(ranking)
+
+
+def check_layers(layers: Sequence[int], num_layers: int) -> None:
+    """Raises `OptionError` where a layer lies outside the model."""
+    outside = [layer for layer in layers if not 0 <= layer < num_layers]
+    if outside:
+        raise OptionError(f"layer {outside[0]} is not in the model: its layers are 0 to {num_layers - 1}")

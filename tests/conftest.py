@@ -1,0 +1,22 @@
+"""One thread, no network, and the built-in model once a session."""
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import pytest
+import torch
+
+import heedful
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def lm() -> heedful.LM:
+    """The built-in model in float32: what parity is judged in."""
+    return heedful.load(dtype="float32")

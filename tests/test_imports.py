@@ -1,0 +1,67 @@
+"""Modules import only what stands left of them in the design; importing the package changes nothing."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent / "src" / "heedful"
+ORDER = [
+    {"errors"},
+    {"checks", "models"},
+    {"spans", "trace", "text"},
+    {"prompt"},
+    {"gate", "schedule", "sampling"},
+    {"recipe"},
+    {"steerers"},
+    {"directer"},
+    {"engine"},
+    {"ranking"},
+    {"decode"},
+    {"generate"},
+    {"hf"},
+    {"bench"},
+    {"cli"},
+]
+RANK = {name: rank for rank, names in enumerate(ORDER) for name in names}
+
+
+def imported(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "heedful":
+            parts = node.module.split(".")
+            found |= {parts[1]} if len(parts) > 1 else {alias.name for alias in node.names}
+    return found - {"__version__"}
+
+
+def test_imports_go_one_way() -> None:
+    for path in ROOT.rglob("*.py"):
+        module = path.relative_to(ROOT).parts[0].removesuffix(".py")
+        if module == "__init__":
+            continue
+        wrong = [name for name in imported(path) if name != module and RANK[name] >= RANK[module]]
+        assert not wrong, f"{path} imports {wrong}, which stand to its right"
+
+
+def test_no_isinstance_in_engine_gate_or_decode() -> None:
+    for path in [*(ROOT / "engine").glob("*.py"), ROOT / "gate.py", ROOT / "decode.py", ROOT / "schedule.py"]:
+        names = [n.id for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Name)]
+        kinds = [line for line in path.read_text().splitlines() if "isinstance" in line]
+        assert not any(word in line for line in kinds for word in ("Scaling", "Directer", "method")), names
+
+
+def test_importing_changes_nothing() -> None:
+    code = (
+        "import os, sys, warnings, logging\n"
+        "import transformers, torch\n"
+        "from transformers import AttentionInterface as A\n"
+        "def state():\n"
+        "    return dict(os.environ), list(warnings.filters), sorted(A._global_mapping), torch.get_num_threads()\n"
+        "a = state()\n"
+        "import heedful\n"
+        "b = state()\n"
+        "assert a == b\n"
+        "assert not {'fastapi', 'gradio', 'vllm', 'ray', 'lm_eval', 'torchao'} & set(sys.modules)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
