@@ -2,7 +2,7 @@
 
 PYTHON ?= python3
 PYTEST_ARGS ?=
-DEMO_PROMPT ?= Plan a trip to Japan. <heed>Do not use any commas.</heed>
+DEMO_PROMPT ?= Describe a sunset. <heed>Do not use any commas.</heed>
 export DEMO_PROMPT
 
 VENV := .venv

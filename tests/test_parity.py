@@ -56,8 +56,7 @@ def test_directer_is_the_oracle(name: str, strength: float, options: dict[str, A
     assert [step.decision for step in answer.steps] == oracle.decisions
     assert [step.layers for step in answer.steps] == oracle.layers
     assert [step.trials for step in answer.steps] == oracle.trials
-    if options.get("threshold", 0.5) >= 0.5:  # below, V_β holds more tokens than are guessed
-        assert answer.stats.forward_passes <= NEW + 2
+    assert answer.stats.forward_passes <= NEW + answer.stats.gated  # these models are flat: V_β outgrows the guesses
 
 
 @every_family

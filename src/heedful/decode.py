@@ -25,10 +25,6 @@ FinishReason = Literal["eos", "stop", "length"]
 Process = Callable[[Sequence[int], torch.Tensor], torch.Tensor]
 
 NUM_GUESSES = 3
-import os
-
-G = int(os.environ.get("HG", 3))
-E = int(os.environ.get("HE", 9))
 # Scratch columns above prompt and answer: steered rows and guesses of the very last steps.
 SCRATCH = 16
 PREFILL_TOKENS = 2048
@@ -74,7 +70,6 @@ class Answer:
     finish_reason: FinishReason | None = None
     stage: Literal["prefill", "raw", "trial"] = "prefill"
     edits: tuple[Edit, ...] = ()
-    next_trial: int = 0
     raw: torch.Tensor = field(default_factory=lambda: torch.empty(0))
     log_total: float = 0.0
     top: list[tuple[int, float]] = field(default_factory=list)
@@ -170,8 +165,6 @@ class Decoder:
     def _plan(self) -> Plan:
         plan = Plan()
         budget = PREFILL_TOKENS
-        num_trials = sum(s.stage == "trial" for s in self._running)
-        spare = max(0, self.engine.num_free_rows - len(self._running)) // max(1, num_trials)
         for sequence in self._running:
             if sequence.stage == "prefill":
                 budget -= self._plan_prefill(plan, sequence, budget)
@@ -179,7 +172,7 @@ class Decoder:
                 edit = sequence.edits[0] if sequence.is_ungated else None
                 plan.add(sequence, [self._row(sequence, sequence.token_ids[-1], 0, edit)])
             else:
-                self._plan_trial(plan, sequence, 2 + spare)
+                self._plan_trial(plan, sequence)
         return plan
 
     def _plan_prefill(self, plan: Plan, sequence: Answer, budget: int) -> int:
@@ -222,19 +215,16 @@ class Decoder:
     def _row(self, sequence: Answer, token: int, ahead: int, edit: Edit | None = None) -> Row:
         return Row(token, len(sequence.token_ids) - 1 + ahead, sequence.slot, edit)
 
-    def _plan_trial(self, plan: Plan, sequence: Answer, num_rows: int) -> None:
+    def _plan_trial(self, plan: Plan, sequence: Answer) -> None:
         """Guesses first, so that the likeliest one's scratch column is already its place; then steered rows."""
         gate = sequence.request.recipe.gate  # type: ignore[union-attr]
         guesses = [token for token, p in sequence.top[:NUM_GUESSES] if gate.accepts(p, sequence.top[0][1])]  # type: ignore[union-attr]
         if sequence.num_generated + 1 >= sequence.request.max_new_tokens:
             guesses = []
-        edits = sequence.edits[sequence.next_trial :]
-        num_guesses = min(len(guesses), G)
-        num_edits = max(1, min(len(edits), E))
         current = sequence.token_ids[-1]
-        rows = [self._row(sequence, token, 1) for token in guesses[:num_guesses]]
-        rows += [self._row(sequence, current, 0, edit) for edit in edits[:num_edits]]
-        plan.add(sequence, rows, guesses=guesses[:num_guesses])
+        rows = [self._row(sequence, token, 1) for token in guesses]
+        rows += [self._row(sequence, current, 0, edit) for edit in sequence.edits]
+        plan.add(sequence, rows, guesses=guesses)
 
     def _settle(self, plan: Plan, result: Result) -> list[Emitted]:
         emitted: list[Emitted] = []
@@ -287,7 +277,7 @@ class Decoder:
     def _begin_step(self, sequence: Answer, emitted: list[Emitted]) -> None:
         gate = sequence.request.recipe.gate if sequence.request.recipe is not None else None
         if gate is not None and len(sequence.top) > 1 and gate.is_open(sequence.top[1][1], sequence.top[0][1]):
-            sequence.stage, sequence.next_trial = "trial", 0
+            sequence.stage = "trial"
             return
         sequence.stage = "raw"
         steered = len(sequence.edits[0].layers) if sequence.is_ungated else 0
@@ -330,17 +320,13 @@ class Decoder:
         sequence = item.sequence
         gate = sequence.request.recipe.gate  # type: ignore[union-attr]
         accepted = [i for i, p in enumerate(probabilities) if gate.accepts(p, sequence.top[0][1])]  # type: ignore[union-attr]
-        before = sequence.next_trial
-        sequence.next_trial += accepted[0] + 1 if accepted else len(tokens)
         if accepted:
             token = self._pick_steered(sequence, tokens[accepted[0]], steered[accepted[0]])
-            layers = len(sequence.edits[before + accepted[0]].layers)
-            self._emit(sequence, token, "accepted", layers, sequence.next_trial, emitted)
-        elif sequence.next_trial == len(sequence.edits):
-            token = self._pick_raw(sequence)
-            self._emit(sequence, token, "rejected", 0, sequence.next_trial, emitted)
+            layers = len(sequence.edits[accepted[0]].layers)
+            self._emit(sequence, token, "accepted", layers, accepted[0] + 1, emitted)
         else:
-            return  # smaller candidate sets are left for the next forward
+            token = self._pick_raw(sequence)
+            self._emit(sequence, token, "rejected", 0, len(tokens), emitted)
         sequence.stage = "raw"
         if token in item.guesses and sequence.finish_reason is None:
             self.slots.commit(sequence.slot, item.columns[item.guesses.index(token)])

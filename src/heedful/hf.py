@@ -24,9 +24,9 @@ from heedful.recipe import Method
 def custom_generate(method: Method | None) -> Callable[..., Any]:
     """A callable for `generate(custom_generate=…)`.
 
-    `generate` then takes `instruction_mask (batch, tokens)`, true (or a weight above 0) at the instruction's tokens,
-    and `token_streamer` in place of `streamer`, which transformers does not hand on. Returns token ids `(batch, tokens)`,
-    or a `GenerateDecoderOnlyOutput` with `return_dict_in_generate`. Raises a `HeedfulError` for what is not supported.
+    `generate` then takes `instruction_mask (batch, tokens)`, true (or a weight) at the instruction's tokens,
+    and `token_streamer` in place of `streamer`, which transformers does not hand on. Returns token ids
+    `(batch, tokens)`, or a `GenerateDecoderOnlyOutput` with `return_dict_in_generate`. Raises a `HeedfulError` for what is not supported.
     """
     engines: dict[int, Engine] = {}
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import sys
 
-import click
 import typer
 
 from heedful.cli import bench, generate, models, spans
@@ -13,6 +12,9 @@ from heedful.errors import HeedfulError
 
 # torchao, where it is installed, complains at import of kernels that this machine cannot have.
 NOISY = ("torchao", "torch.utils._pytree")
+
+# typer brings its own click, whose classes it does not export by name.
+UsageFailure: type[Exception] = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -35,10 +37,11 @@ def main() -> None:
     except HeedfulError as error:
         print(f"heedful: error: {' '.join(str(error).split())}", file=sys.stderr)
         code = 2
-    except click.ClickException as error:
-        print(f"heedful: error: {error.format_message()} (see heedful --help)", file=sys.stderr)
+    except UsageFailure as error:
+        message = getattr(error, "format_message", error.__str__)()
+        print(f"heedful: error: {' '.join(message.split())} (see heedful --help)", file=sys.stderr)
         code = 2
-    except (KeyboardInterrupt, click.exceptions.Abort):
+    except (KeyboardInterrupt, typer.Abort):
         code = 130
     except BrokenPipeError:
         sys.stderr.close()

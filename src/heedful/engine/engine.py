@@ -67,11 +67,6 @@ class Engine:
         """How many tokens the model takes, or None where its configuration does not say."""
         return context_length(self.config)
 
-    @property
-    def num_free_rows(self) -> int:
-        """How many rows cost about as much as one: where decoding turns from memory-bound to compute-bound."""
-        return 8 if self.device.type == "cpu" else 128
-
     def slots(self, num_slots: int, capacity: int) -> Slots:
         """Storage for `num_slots` sequences of up to `capacity` tokens, scratch columns included."""
         return Slots(self.shapes, num_slots, capacity)
