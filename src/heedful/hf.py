@@ -26,7 +26,8 @@ def custom_generate(method: Method | None) -> Callable[..., Any]:
 
     `generate` then takes `instruction_mask (batch, tokens)`, true (or a weight) at the instruction's tokens,
     and `token_streamer` in place of `streamer`, which transformers does not hand on. Returns token ids
-    `(batch, tokens)`, or a `GenerateDecoderOnlyOutput` with `return_dict_in_generate`. Raises a `HeedfulError` for what is not supported.
+    `(batch, tokens)`, or a `GenerateDecoderOnlyOutput` with `return_dict_in_generate`. Raises a `HeedfulError` for
+    what is not supported.
     """
     engines: dict[int, Engine] = {}
 

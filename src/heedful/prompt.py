@@ -10,7 +10,6 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
-from os.path import commonpath
 from typing import Any, TypeAlias
 
 from heedful.errors import PromptError, SpanError, TokenizerError
@@ -272,7 +271,8 @@ def _locate(render: _Render, text: str, messages: Sequence[_Message], marks: Seq
     marked = render(_enclosed(contents, marks, sentinels))
     stripped, found = _without(marked, chain.from_iterable(sentinels))
     if stripped != text:
-        place = len(commonpath([stripped, text]))
+        pairs = enumerate(zip(stripped, text, strict=False))
+        place = next((index for index, (got, wanted) in pairs if got != wanted), min(len(stripped), len(text)))
         raise SpanError(
             "a marked instruction cannot be located: the chat template shortens, escapes or rewrites what it is given, "
             f"at {excerpt(text[max(place - 20, 0) : place + 40])!r}"

@@ -58,9 +58,13 @@ class RowGroup:
     def __post_init__(self) -> None:
         self.lengths = [self.store.lengths[slot] for slot in self.slots]
         self.num_columns = max(self.lengths) + self.num_rows
-        self.width = self.slots[-1] + 1 - self.low
-        self.is_dense = self.width == len(self.slots)
+        reach = self.slots[-1] + 1 - self.low
         self.is_single = len(self.slots) == 1
+        # Slots with gaps between them: one row each is computed over the gaps too, several rows on a copy of the keys.
+        self.is_gathered = self.num_rows > 1 and reach != len(self.slots)
+        self.width = len(self.slots) if self.is_gathered else reach
+        self.is_dense = self.width == len(self.slots)
+        self.local = list(range(self.width)) if self.is_gathered else [slot - self.low for slot in self.slots]
 
     def attend(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, call: LayerCall) -> torch.Tensor:
         """`q (heads, tokens, head_dim)`, `k`, `v (kv_heads, tokens, head_dim)` → `(heads, tokens, value_dim)`."""
@@ -73,7 +77,7 @@ class RowGroup:
         out = self._explicit(layer, q, keys, values, call) if edited or not call.is_plain else None
         out = self._fast(q, keys, values, call) if out is None else out
         if not self.is_dense:
-            out = out[self._index("slots", [s - self.low for s in self.slots], q.device)]
+            out = out[self._index("local", self.local, q.device)]
         return out.permute(1, 2, 0, 3, 4).reshape(heads, count, values.shape[-1])
 
     def _write(self, layer: int, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -84,17 +88,20 @@ class RowGroup:
             keys[self.low, :, start : start + self.num_rows] = k
             values[self.low, :, start : start + self.num_rows] = v
         else:
-            slots = self._index("rows", self.slots, k.device)
-            columns = self._index("columns", self.lengths, k.device)
-            keys[slots, :, columns] = k.transpose(0, 1)
-            values[slots, :, columns] = v.transpose(0, 1)
+            slots = self._index("slots", [[slot] for slot in self.slots], k.device)
+            own = [[length + row for row in range(self.num_rows)] for length in self.lengths]
+            columns = self._index("columns", own, k.device)
+            keys[slots, :, columns] = k.transpose(0, 1).reshape(*columns.shape, *k.shape[::2])
+            values[slots, :, columns] = v.transpose(0, 1).reshape(*columns.shape, *v.shape[::2])
+            if self.is_gathered:
+                return keys[slots[:, 0], :, : self.num_columns], values[slots[:, 0], :, : self.num_columns]
         low, high = self.low, self.low + self.width
         return keys[low:high, :, : self.num_columns], values[low:high, :, : self.num_columns]
 
     def _spread(self, q: torch.Tensor) -> torch.Tensor:
         """Rows of slots with gaps between them, spread over all slots of the range; the gaps hold zeros."""
         full = q.new_zeros(self.width, *q.shape[1:])
-        full[self._index("slots", [s - self.low for s in self.slots], q.device)] = q
+        full[self._index("local", self.local, q.device)] = q
         return full
 
     def _fast(self, q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, call: LayerCall) -> torch.Tensor:
@@ -126,17 +133,28 @@ class RowGroup:
 
     def _span(self, layer: int, device: torch.device) -> SpanView:
         """The span of these slots as the steerer sees it in this layer."""
-        base: tuple[int, int, torch.Tensor] | None = self._masks.get(("span", device))
-        if base is None:
-            hulls = [self.store.spans[slot] for slot in self.slots]
-            start, stop = min(h[0] for h in hulls), max(h[1] for h in hulls)
-            weights = self.store.weights[self.low : self.low + self.width, start:stop].to(device)
-            base = self._masks["span", device] = (start, stop, weights[:, None, None, None, :])
-        active = torch.zeros(self.width, self.num_rows, dtype=torch.bool)
-        for slot, rows in zip(self.slots, self.active or (), strict=True):
-            active[slot - self.low] = torch.tensor([layer in layers for layers in rows])
-        start, stop, weights = base
-        return SpanView(start, stop, weights, active[:, None, None, :, None].to(device))
+        key = ("span", device)
+        if key not in self._masks:
+            self._masks[key] = self._build_span(device)
+        start, stop, weights, active = self._masks[key]
+        return SpanView(start, stop, weights, active[layer])
+
+    def _build_span(self, device: torch.device) -> tuple[int, int, torch.Tensor, torch.Tensor]:
+        """Columns, weights `(slots, 1, 1, 1, columns)`, and who is steered `(layers, slots, 1, 1, rows, 1)`."""
+        hulls = [self.store.spans[slot] for slot in self.slots]
+        start, stop = min(hull[0] for hull in hulls), max(hull[1] for hull in hulls)
+        low = self.low
+        chosen = self.store.weights[self.slots] if self.is_gathered else self.store.weights[low : low + self.width]
+        active = torch.zeros(len(self.store.keys), self.width, self.num_rows, dtype=torch.bool)
+        for at, rows in zip(self.local, self.active or (), strict=True):
+            for row, layers in enumerate(rows):
+                active[list(layers), at, row] = True
+        return (
+            start,
+            stop,
+            chosen[:, None, None, None, start:stop].to(device),
+            active[:, :, None, None, :, None].to(device),
+        )
 
     def _mask(self, window: int | None, device: torch.device) -> torch.Tensor | None:
         """Additive float32 mask `(slots, 1, 1, rows, columns)`, or None where every row sees every column."""
@@ -152,15 +170,15 @@ class RowGroup:
             return None
         columns = torch.arange(self.num_columns)
         visible = torch.zeros(self.width, self.num_rows, self.num_columns, dtype=torch.bool)
-        at = [slot - self.low for slot in self.slots]
         position = torch.tensor(self.positions)[:, :, None]
         own = torch.tensor(self.lengths)[:, None, None] + torch.arange(self.num_rows)[None, :, None]
         past = columns < position
         if window is not None:
             past &= columns > position - window
-        visible[at] = past | (columns == own)
+        visible[self.local] = past | (columns == own)
         if not self.is_dense:
-            visible[[i for i in range(self.width) if i not in set(at)], :, 0] = True  # a gap row must see something
+            gaps = [i for i in range(self.width) if i not in set(self.local)]
+            visible[gaps, :, 0] = True  # a gap row must see something
         return torch.where(visible, 0.0, -torch.inf)[:, None, None].to(device)
 
     def _tiled(self, mask: torch.Tensor, group: int, window: int | None, dtype: torch.dtype) -> torch.Tensor:
@@ -172,7 +190,7 @@ class RowGroup:
         result: torch.Tensor = self._masks[key]
         return result
 
-    def _index(self, name: str, values: list[int], device: torch.device) -> torch.Tensor:
+    def _index(self, name: str, values: list[Any], device: torch.device) -> torch.Tensor:
         key = (name, device)
         if key not in self._masks:
             self._masks[key] = torch.tensor(values, device=device)

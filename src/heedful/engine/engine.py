@@ -167,7 +167,7 @@ def _chunk_groups(slots: Slots, chunks: Sequence[Chunk]) -> tuple[list[ChunkGrou
 
 
 def _row_groups(slots: Slots, rows: Sequence[Row], first: int) -> tuple[list[RowGroup], list[int], list[int]]:
-    """Groups rows for attention: slots with one row together, slots with several each alone.
+    """Groups rows for attention: slots with equally many rows and the same steerer together.
 
     Returns the groups, the order in which the rows are computed, and the scratch column of each row.
     """
@@ -176,14 +176,14 @@ def _row_groups(slots: Slots, rows: Sequence[Row], first: int) -> tuple[list[Row
         by_slot.setdefault(row.slot, []).append(index)
     bundles: dict[Any, list[int]] = {}
     for slot, members in by_slot.items():
-        edit = rows[members[0]].edit
-        key = ("single", edit.steerer if edit else None) if len(members) == 1 else ("several", slot)
+        edit = next((rows[i].edit for i in members if rows[i].edit), None)
+        key = (len(members), edit.steerer if edit else None)
         bundles.setdefault(key, []).append(slot)
     groups: list[RowGroup] = []
     order: list[int] = []
     columns = [0] * len(rows)
     for together in bundles.values():
-        for part in _close(sorted(together)):
+        for part in _close(sorted(together), len(by_slot[together[0]])):
             groups.append(_group(slots, rows, by_slot, part, first + len(order)))
             for slot in part:
                 for at, index in enumerate(by_slot[slot]):
@@ -192,9 +192,9 @@ def _row_groups(slots: Slots, rows: Sequence[Row], first: int) -> tuple[list[Row
     return groups, order, columns
 
 
-def _close(slots: list[int]) -> list[list[int]]:
-    """All together where they lie close enough to compute the gaps too, else one by one."""
-    if len(slots) * 2 >= slots[-1] + 1 - slots[0]:
+def _close(slots: list[int], num_rows: int) -> list[list[int]]:
+    """All together; but single rows one by one where the gaps between them would cost more than they do."""
+    if num_rows > 1 or len(slots) * 2 >= slots[-1] + 1 - slots[0]:
         return [slots]
     return [[slot] for slot in slots]
 

@@ -14,7 +14,6 @@ from typing import Any
 import psutil
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 from heedful.engine.attention import LayerCall, attention
 
@@ -30,7 +29,8 @@ class Preparation:
 
     model: nn.Module
     calls: list[tuple[nn.Module, LayerCall]]
-    swaps: list[tuple[nn.Module, Forward]]
+    swaps: list[tuple[nn.Module, Forward, tuple[nn.Module, ...]]]
+    """Module, its new forward, and the children that the new forward bypasses."""
     seals: list[tuple[torch.Tensor, int, int]]
 
     @classmethod
@@ -46,20 +46,20 @@ class Preparation:
         seals: list[tuple[torch.Tensor, int, int]] = [
             (p, p._version, p.data_ptr()) for m in swaps for p in m.parameters()
         ]
-        return cls(model, calls, list(swaps.items()), seals)
+        return cls(model, calls, [(m, f, tuple(m.modules())[1:]) for m, f in swaps.items()], seals)
 
     def install(self) -> None:
         """Swaps the forwards in; packs again first if a weight changed since."""
         if any(p._version != version or p.data_ptr() != at for p, version, at in self.seals):
             fresh = Preparation.of(self.model, self.calls, True)
             self.swaps, self.seals = (fresh.swaps, fresh.seals) if fresh else ([], [])
-        for module, forward in self.swaps:
-            if not has_hooks(module):
+        for module, forward, bypassed in self.swaps:
+            if not any(child._forward_hooks or child._forward_pre_hooks for child in bypassed):
                 module.__dict__["forward"] = forward
 
     def remove(self) -> None:
         """Gives every module its own forward back."""
-        for module, forward in self.swaps:
+        for module, forward, _ in self.swaps:
             if module.__dict__.get("forward") is forward:
                 del module.__dict__["forward"]
 
@@ -69,11 +69,6 @@ def can_pack(weight: torch.Tensor) -> bool:
     if weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return False
     return weight.dtype == torch.bfloat16 and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-
-
-def has_hooks(module: nn.Module) -> bool:
-    """Whether the module or one of its children carries hooks that a fused forward would skip."""
-    return any(m._forward_hooks or m._forward_pre_hooks for m in module.modules() if m is not module)
 
 
 def is_untouched(module: nn.Module) -> bool:
@@ -157,13 +152,14 @@ def fused_mlp(module: Any) -> Forward:
 
 
 def fused_norm(module: Any) -> Forward:
-    """RMS norm in one kernel."""
-    weight = module.weight.detach()
-    epsilon = getattr(module, "variance_epsilon", getattr(module, "eps", None))
-    shape = tuple(weight.shape)
+    """RMS norm in six small kernels; torch's own takes ten on a CPU, and twice as long for a few rows."""
+    weight = module.weight.detach().float()
+    epsilon = torch.tensor(getattr(module, "variance_epsilon", getattr(module, "eps", 1e-6)))
+    scale, dtype = 1.0 / weight.shape[-1], module.weight.dtype
 
     def forward(x: torch.Tensor) -> torch.Tensor:
-        return F.rms_norm(x, shape, weight, epsilon)
+        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
+        return (x * torch.addcmul(epsilon, norm, norm, value=scale).rsqrt_()).mul_(weight).to(dtype)
 
     return forward
 
