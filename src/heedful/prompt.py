@@ -334,8 +334,10 @@ def _copies(starts: Sequence[int], ends: Sequence[int], name: str) -> list[tuple
         raise SpanError(f"the chat template dropped a part of the marked instruction {name}")
     copies = list(zip(starts, ends, strict=True))
     bounds = list(chain.from_iterable(copies))
-    if bounds != sorted(bounds) or any(start == end for start, end in copies):
+    if bounds != sorted(bounds):
         raise SpanError(f"the chat template broke the marked instruction apart: {name}")
+    if any(start == end for start, end in copies):
+        raise SpanError(f"the chat template emptied the marked instruction {name}")
     return copies
 
 

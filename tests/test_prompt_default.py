@@ -1,0 +1,89 @@
+"""Marks through the real tokenizer and several chat templates."""
+
+from typing import Any
+
+import pytest
+
+import heedful
+from heedful.prompt import encode
+
+TEXT = "Tell me a story. Do not use any commas."
+MARK = "Do not use any commas."
+CHATML = (
+    "{% for m in messages %}<{{ m['role'] }}>{{ CONTENT }}</s>{% endfor %}{% if add_generation_prompt %}<a>{% endif %}"
+)
+
+
+def steered(lm: heedful.LM, prompt: Any, instructions: Any = None) -> str:
+    encoded = encode(lm.tokenizer, prompt, instructions)
+    first, last = encoded.span.positions[0], encoded.span.positions[-1]
+    assert len(encoded.span.positions) == last - first + 1
+    return encoded.text[encoded.offsets[first][0] : encoded.offsets[last][1]]
+
+
+def test_all_ways_to_mark_agree(lm: heedful.LM) -> None:
+    start = TEXT.index(MARK)
+    ways = [
+        (TEXT.replace(MARK, f"<heed>{MARK}</heed>"), None),
+        (TEXT, [MARK]),
+        (TEXT, MARK),
+        (TEXT, [(start, len(TEXT))]),
+        (TEXT, [heedful.Span(start, len(TEXT))]),
+    ]
+    spans = {encode(lm.tokenizer, prompt, marks).span for prompt, marks in ways}
+    assert len(spans) == 1
+    assert all(steered(lm, prompt, marks).strip() == MARK for prompt, marks in ways)
+    plain = encode(lm.tokenizer, TEXT)
+    assert all(encode(lm.tokenizer, prompt, marks).token_ids == plain.token_ids for prompt, marks in ways)
+
+
+def test_a_role(lm: heedful.LM) -> None:
+    messages = [{"role": "system", "content": "Answer in French. 🥖"}, {"role": "user", "content": "Hello"}]
+    assert steered(lm, messages, "system").strip() == "Answer in French. 🥖"
+
+
+@pytest.mark.parametrize(
+    ("content", "marked"),
+    [("m['content'] | trim", MARK), ("m['content'] | lower", MARK.lower()), ("m['content'] | upper", MARK.upper())],
+)
+def test_templates_that_rewrite(lm: heedful.LM, content: str, marked: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lm.tokenizer, "chat_template", CHATML.replace("CONTENT", content))
+    assert steered(lm, f"  {TEXT.replace(MARK, f'<heed>{MARK}  </heed>')}").strip() == marked
+
+
+@pytest.mark.parametrize(
+    ("content", "error"),
+    [
+        ("'hidden'", heedful.SpanError),
+        ("m['content'][:20]", heedful.SpanError),
+        ("raise_exception('no such role')", heedful.PromptError),
+    ],
+)
+def test_templates_that_lose_it(
+    lm: heedful.LM, content: str, error: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lm.tokenizer, "chat_template", CHATML.replace("CONTENT", content))
+    with pytest.raises(error) as caught:
+        encode(lm.tokenizer, TEXT, [MARK])
+    assert "\n" not in str(caught.value)
+
+
+def test_weights_and_several_ranges(lm: heedful.LM) -> None:
+    encoded = encode(lm.tokenizer, "<heed weight=0.5>Be brief.</heed> Tell a story. <heed weight='2'>No commas.</heed>")
+    assert set(encoded.span.weights) == {0.5, 2.0}
+    assert [w for _, _, w in encoded.char_spans] == [0.5, 2.0]
+
+
+def test_a_tokenizer_without_offsets(lm: heedful.LM, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Slow:
+        is_fast = False
+        chat_template = None
+
+        def __call__(self, text: str, **more: Any) -> dict[str, Any]:
+            if more.get("return_offsets_mapping"):
+                raise NotImplementedError
+            return {"input_ids": [1, 2, 3]}
+
+    with pytest.raises(heedful.TokenizerError):
+        encode(Slow(), TEXT, [MARK])
+    assert encode(Slow(), TEXT).token_ids == (1, 2, 3)
