@@ -2,9 +2,10 @@
 
 PYTHON ?= python3
 PYTEST_ARGS ?=
-DEMO_PROMPT ?= Describe a sunset. <heed>Do not use any commas.</heed>
+DEMO_PROMPT ?= What should I cook tonight? <heed>Write your answer as a bullet list.</heed>
 export DEMO_PROMPT
 
+DATA := $(wildcard ../shared/data/ifeval/split.jsonl)
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
@@ -18,9 +19,9 @@ help:  ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
 
 demo: model  ## one prompt, steered and plain, side by side (DEMO_PROMPT='...' for another)
-	$(BIN)/heedful generate "$$DEMO_PROMPT" --compare
+	$(BIN)/heedful generate "$$DEMO_PROMPT" --compare --dtype float32 --max-new-tokens 60
 
-test: model  ## all tests (PYTEST_ARGS='-k spans' for some)
+test: model $(VENV)/.quantised  ## all tests (PYTEST_ARGS='-k spans' for some)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(PYTEST_ARGS)
 
 lint: $(STAMP)  ## formatting, lint and types
@@ -28,8 +29,8 @@ lint: $(STAMP)  ## formatting, lint and types
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-bench: model  ## speed and memory against transformers' own generate
-	$(BIN)/heedful bench overhead
+bench: model  ## speed and memory against transformers' own generate (BENCH_ARGS='--rounds 3' …)
+	OMP_NUM_THREADS=2 $(BIN)/heedful bench overhead $(if $(DATA),--data $(DATA)) $(BENCH_ARGS)
 
 clean:  ## remove the environment and the tools' caches; the model stays in the user's cache
 	rm -rf $(VENV) .pytest_cache .hypothesis .mypy_cache .ruff_cache build dist
@@ -45,4 +46,9 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet -c constraints.txt torch==2.13.0
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	@touch $@
+
+# Only the tests need torchao, whose import is noisy.
+$(VENV)/.quantised: $(STAMP)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[quantised]'
 	@touch $@

@@ -226,6 +226,7 @@ def test_the_messages_are_left_as_they_are() -> None:
         ([{"role": "user", "content": "Plan"}, {"role": "user"}], "message 1 needs a content.*NoneType"),
         ([{"role": "user", "content": {"text": "a"}}], "needs a content"),
         ([{"role": "user", "content": [{"type": "image", "url": "x"}]}], "type 'image'"),
+        ([{"role": "user", "content": [{"type": "image", "text": "x"}]}], "type 'image'"),
         ([{"role": "user", "content": [{"type": "text"}]}], "type 'text' without text"),
         ([{"role": "user", "content": ["Plan"]}], "type 'str'"),
         ("Plan \ud800", "surrogate pair at character 5"),

@@ -159,6 +159,7 @@ def test_tags_round_trip(pieces: list[tuple[str, str, float]], rest: str) -> Non
 
 
 @given(st.lists(st.sampled_from(["<heed>", "</heed>", "<heed weight=2>", "<heed", ">", "a", " ", "<"])))
+@example(["a", "<heed>", " ", "</heed>"])
 def test_tags_are_read_or_refused(pieces: list[str]) -> None:
     try:
         clean, spans = parse_tags("".join(pieces))
@@ -206,6 +207,8 @@ def test_substrings_are_all_found_once(text: str, needle: str) -> None:
         ("Plan a trip to Japan. Do not use any commas in it.", "Do not use any comas", "Do not use any commas"),
         ("Plan a trip to Japan. Do not use any commas in it.", "do NOT use any commas", "Do not use any commas"),
         ("first line\nAnswer in French only.\nlast line", "Answer in french onyl", "Answer in French only"),
+        ("NEVER shout at us, but never WORRY ME", "never SHOUT AT ME", "NEVER shout at us"),
+        ("xx yyy z. Write a poem about rivers and lakes!", "write a pome about river", "Write a poem about rivers"),
         ("short", "a needle that is much longer than the text", "short"),
         ("请计划一次旅行。请不要使用逗号。谢谢", "请不要用逗号", "请不要使用逗号"),
         ("", "abc", ""),
@@ -213,9 +216,7 @@ def test_substrings_are_all_found_once(text: str, needle: str) -> None:
     ],
 )
 def test_nearest(text: str, needle: str, passage: str) -> None:
-    found = nearest(text, needle)
-    assert passage in found
-    assert len(found) <= len(passage) + 16
+    assert nearest(text, needle) == passage
 
 
 def test_nearest_finds_it_in_a_long_text_soon() -> None:

@@ -21,6 +21,7 @@ Instructions: TypeAlias = str | Sequence[str | tuple[int, int] | Span] | None
 ROLES = ("system", "user", "assistant", "developer", "tool")
 
 _PRIVATE_USE = (range(0xF0000, 0xFFFFE), range(0x100000, 0x10FFFE), range(0xE000, 0xF900))
+_ONE_PRIVATE = re.compile("([\ue000-\uf8ff\U000f0000-\U000ffffd\U00100000-\U0010fffd])")
 
 _Render: TypeAlias = Callable[[Sequence[str]], str]
 
@@ -317,7 +318,7 @@ def _without(marked: str, sentinels: Iterable[str]) -> tuple[str, dict[str, list
     found: dict[str, list[int]] = {sentinel: [] for sentinel in sentinels}
     pieces: list[str] = []
     length = 0
-    for piece in re.split(f"([{''.join(found)}])", marked):
+    for piece in _ONE_PRIVATE.split(marked):
         if piece in found:
             found[piece].append(length)
         else:
