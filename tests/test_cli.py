@@ -80,7 +80,7 @@ def test_spans(capsys: Any, monkeypatch: Any) -> None:
 def test_models(capsys: Any, monkeypatch: Any) -> None:
     code, out, _ = heed(capsys, monkeypatch, "models")
     assert code == 0
-    assert "SmolLM2-135M-Instruct" in out
+    assert "SmolLM2" in out  # the path may be folded
 
 
 @pytest.mark.parametrize(
