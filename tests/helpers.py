@@ -9,8 +9,6 @@ from heedful.directer import Directer
 from heedful.engine import Engine
 from heedful.recipe import Recipe
 
-PLAIN = None
-
 
 def request(
     ids: Sequence[int], recipe: Recipe | None = None, span: Sequence[int] = (), new: int = 16, **more: Any

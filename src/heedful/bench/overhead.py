@@ -222,21 +222,26 @@ def _round(
         clock("plain batch", steered, "plain batch", plains)
         clock("directer batch", steered, "directer batch", many)
 
-    def note(name: str, value: float) -> None:
-        figures.setdefault(name, []).append(value)
-
     for name, spent in seconds.items():
         if not name.startswith("first"):
             count = len(many) if name.endswith("batch") else len(singles)
             speeds.setdefault(name, []).append(count * contest.settings.num_tokens / spent)
+    for name, value in _figures(seconds, stats, num_bytes).items():
+        figures.setdefault(name, []).append(value)
+
+
+def _figures(seconds: dict[str, float], stats: list[Stats], num_bytes: dict[str, int]) -> dict[str, float]:
+    """What one round's times, steps and storage say of each other."""
+    found = {}
     for over, under in RATIOS:
         if over in seconds and under in seconds:
-            sign = -1 if over.startswith("first") else 1
-            note(f"{over} ÷ {under}", (seconds[under] / seconds[over]) ** sign)
+            sign = -1 if over.startswith("first") else 1  # a time to first token is compared as time, not as speed
+            found[f"{over} ÷ {under}"] = (seconds[under] / seconds[over]) ** sign
     generated = sum(s.generated_tokens for s in stats)
-    note("forward passes per token, directer", sum(s.forward_passes for s in stats) / generated)
-    note("share of steps with the gate open", sum(s.gated for s in stats) / generated)
-    note("key/value bytes, directer ÷ plain", num_bytes["directer"] / num_bytes["plain"])
+    found["forward passes per token, directer"] = sum(s.forward_passes for s in stats) / generated
+    found["share of steps with the gate open"] = sum(s.gated for s in stats) / generated
+    found["key/value bytes, directer ÷ plain"] = num_bytes["directer"] / num_bytes["plain"]
+    return found
 
 
 RATIOS = (
