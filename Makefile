@@ -21,7 +21,7 @@ help:  ## list the targets
 demo: model  ## one prompt, steered and plain, side by side (DEMO_PROMPT='...' for another)
 	$(BIN)/heedful generate "$$DEMO_PROMPT" --compare --dtype float32 --max-new-tokens 60
 
-test: model $(VENV)/.quantised  ## all tests (PYTEST_ARGS='-k spans' for some)
+test: model $(VENV)/.extras  ## all tests (PYTEST_ARGS='-k spans' for some)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(PYTEST_ARGS)
 
 lint: $(STAMP)  ## formatting, lint and types
@@ -48,7 +48,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
 	@touch $@
 
-# Only the tests need torchao, whose import is noisy.
-$(VENV)/.quantised: $(STAMP)
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[quantised]'
+# Only the tests need torchao, whose import is noisy, and lm-eval, which is large.
+$(VENV)/.extras: $(STAMP)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[eval,quantised]'
 	@touch $@

@@ -104,7 +104,7 @@ def test_a_forward_leaves_what_is_stored() -> None:
     """Discarded rows change no stored key, value or length, bit for bit."""
     engine = engine_of("llama")
     slots = engine.slots(2, 64)
-    slots.open(0, [3, 4], [1.0, 1.0])
+    slots.open(0, 8, [3, 4], [1.0, 1.0])
     engine.forward(slots, [], [Chunk(0, families.prompt(0, 12), 0)])
     before = [(k[0, :, :12].clone(), v[0, :, :12].clone()) for k, v in zip(slots.keys, slots.values, strict=True)]
     edit = Edit(KeyScaling(100.0), frozenset(range(engine.num_layers)))
@@ -129,7 +129,7 @@ def test_rows_do_not_see_each_other() -> None:
 def test_huge_strength_stays_finite(dtype: torch.dtype) -> None:
     engine = Engine(families.build("llama").to(dtype))
     slots = engine.slots(1, 64)
-    slots.open(0, [3, 4, 5], [1.0] * 3)
+    slots.open(0, 8, [3, 4, 5], [1.0] * 3)
     engine.forward(slots, [], [Chunk(0, families.prompt(0, 12), 0)])
     edit = Edit(KeyScaling(1e5), frozenset(range(engine.num_layers)))
     assert engine.forward(slots, [Row(5, 12, 0, edit)]).logits.isfinite().all()

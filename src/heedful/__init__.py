@@ -1,9 +1,12 @@
 """Heedful: language models that heed their instructions."""
 
 from heedful import hf
+from heedful.comparison import Compared, compare
+from heedful.contrast import Anchoring, ContextAware
 from heedful.directer import Directer
 from heedful.errors import (
     ContextLengthError,
+    DataError,
     HeedfulError,
     ModelError,
     OptionError,
@@ -17,33 +20,41 @@ from heedful.generate import LM, Event, Job, Result, load, wrap
 from heedful.sampling import Sampling
 from heedful.schedule import Halving
 from heedful.spans import Span
-from heedful.steerers import KeyScaling
+from heedful.steerers import InstABoost, KeyScaling, Pasta, SpotLight
 from heedful.trace import Stats, Step, Trace
 
 __version__ = "0.1.0"
 
 __all__ = [
     "LM",
+    "Anchoring",
+    "Compared",
+    "ContextAware",
     "ContextLengthError",
+    "DataError",
     "Directer",
     "Event",
     "Halving",
     "HeedfulError",
+    "InstABoost",
     "Job",
     "KeyScaling",
     "ModelError",
     "OptionError",
+    "Pasta",
     "Plausibility",
     "PromptError",
     "Result",
     "Sampling",
     "Span",
     "SpanError",
+    "SpotLight",
     "Stats",
     "Step",
     "TokenizerError",
     "Trace",
     "UnsupportedModelError",
+    "compare",
     "hf",
     "load",
     "wrap",

@@ -16,8 +16,8 @@ import torch
 
 from heedful import ranking
 from heedful.engine import Chunk, Edit, Engine, Result, Row, Slots
-from heedful.errors import ContextLengthError
-from heedful.recipe import Recipe
+from heedful.errors import ContextLengthError, OptionError
+from heedful.recipe import Contrast, Recipe
 from heedful.sampling import Drawing, Sampling, draw
 from heedful.trace import Decision, Stats, Step
 
@@ -48,6 +48,11 @@ class Request:
     eos_ids: frozenset[int] = frozenset()
     process: Process | None = None
 
+    @property
+    def num_slots(self) -> int:
+        """Slots that it takes: two where the prompt is read without its instruction as well."""
+        return 1 if self.recipe is None or self.recipe.contrast is None else 2
+
 
 @dataclass(frozen=True)
 class Emitted:
@@ -68,12 +73,16 @@ class Answer:
     stats: Stats = field(default_factory=Stats)
     ranking: tuple[int, ...] = ()
     finish_reason: FinishReason | None = None
-    stage: Literal["prefill", "raw", "trial"] = "prefill"
+    stage: Literal["prefill", "raw", "trial", "ready"] = "prefill"
     edits: tuple[Edit, ...] = ()
     raw: torch.Tensor = field(default_factory=lambda: torch.empty(0))
     log_total: float = 0.0
     top: list[tuple[int, float]] = field(default_factory=list)
     random: torch.Generator | None = None
+    twin: Answer | None = None
+    """The same answer after a prompt without its instruction, in a slot of its own, where logits are contrasted."""
+    leader: Answer | None = None
+    """The answer whose twin this is."""
 
     @property
     def num_generated(self) -> int:
@@ -84,6 +93,21 @@ class Answer:
     def is_ungated(self) -> bool:
         """Whether every step is steered and nothing is checked."""
         return self.request.recipe is not None and self.request.recipe.gate is None
+
+    @property
+    def is_steered_always(self) -> bool:
+        """Whether what is kept of every token is its steered row."""
+        return self.is_ungated and self.twin is None
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether its next token can be chosen: its logits are there, and its twin's."""
+        return self.stage == "ready" and (self.twin is None or self.twin.stage == "ready")
+
+
+def slots_for(requests: Sequence[Request], limit: int) -> int:
+    """How many slots a decoder for these requests should have: enough for all, at most `limit` answers at a time."""
+    return min(limit, len(requests)) * max(request.num_slots for request in requests)
 
 
 def capacity_for(request: Request, num_layers: int) -> int:
@@ -113,10 +137,19 @@ class Decoder:
         need = capacity_for(request, self.engine.num_layers)
         if need > self.slots.capacity:
             raise ContextLengthError(f"the request needs {need} cached tokens, a slot holds {self.slots.capacity}")
+        if request.num_slots > self.slots.num_slots:
+            raise OptionError(f"the method needs {request.num_slots} slots, the decoder has {self.slots.num_slots}")
         sequence = Answer(request, token_ids=list(request.token_ids))
         sequence.stats.prompt_tokens = len(request.token_ids)
+        if request.recipe is not None and request.recipe.contrast is not None:
+            sequence.twin = self._twin(sequence, request.recipe.contrast)
         self._waiting.append(sequence)
         return sequence
+
+    def _twin(self, leader: Answer, contrast: Contrast) -> Answer:
+        request = leader.request
+        hidden = contrast.hide(request.token_ids, request.positions, self.engine.neutral_id)
+        return Answer(Request(hidden, request.max_new_tokens), token_ids=list(hidden), leader=leader)
 
     def finish(self, sequence: Answer, reason: FinishReason = "stop") -> None:
         """Ends a sequence early and frees its slot; does nothing if it has ended."""
@@ -126,8 +159,10 @@ class Decoder:
 
     def _release(self, sequence: Answer) -> None:
         if sequence in self._running:
-            self._running.remove(sequence)
-            self._free.append(sequence.slot)
+            for member in (sequence, sequence.twin):
+                if member is not None:
+                    self._running.remove(member)
+                    self._free.append(member.slot)
             self._free.sort()
         elif sequence in self._waiting:
             self._waiting.remove(sequence)
@@ -143,9 +178,12 @@ class Decoder:
         result = self.engine.forward(self.slots, plan.rows, plan.chunks, capture=plan.captures)
         elapsed = time.perf_counter() - begun
         for item in plan.work:
-            stats = item.sequence.stats
-            stats.forward_passes += 1
+            leader = item.sequence.leader
+            stats = item.sequence.stats if leader is None else leader.stats
             stats.rows += len(item.rows)
+            if leader is not None:
+                continue
+            stats.forward_passes += 1
             if item.is_prefill:
                 stats.prefill_seconds += elapsed
             else:
@@ -153,14 +191,19 @@ class Decoder:
         return self._settle(plan, result)
 
     def _admit(self) -> None:
-        while self._waiting and self._free:
+        while self._waiting and len(self._free) >= self._waiting[0].request.num_slots:
             sequence = self._waiting.popleft()
-            sequence.slot = self._free.pop(0)
-            request = sequence.request
-            self.slots.open(sequence.slot, request.positions, request.weights)
-            if not request.sampling.is_greedy:
-                sequence.random = request.sampling.generator()
-            self._running.append(sequence)
+            for member in (sequence, sequence.twin):
+                if member is not None:
+                    self._open(member)
+
+    def _open(self, sequence: Answer) -> None:
+        request = sequence.request
+        sequence.slot = self._free.pop(0)
+        self.slots.open(sequence.slot, len(request.token_ids), request.positions, request.weights)
+        if not request.sampling.is_greedy:
+            sequence.random = request.sampling.generator()
+        self._running.append(sequence)
 
     def _plan(self) -> Plan:
         plan = Plan()
@@ -169,9 +212,9 @@ class Decoder:
             if sequence.stage == "prefill":
                 budget -= self._plan_prefill(plan, sequence, budget)
             elif sequence.stage == "raw":
-                edit = sequence.edits[0] if sequence.is_ungated else None
+                edit = sequence.edits[0] if sequence.is_steered_always else None
                 plan.add(sequence, [self._row(sequence, sequence.token_ids[-1], 0, edit)])
-            else:
+            elif sequence.stage == "trial":
                 self._plan_trial(plan, sequence)
         return plan
 
@@ -180,37 +223,47 @@ class Decoder:
         if budget <= 0:
             return 0
         recipe, prompt = sequence.request.recipe, sequence.request.token_ids
+        steers = recipe is not None and recipe.steerer is not None
         start = self.slots.lengths[sequence.slot]
         # The last prompt token is a row where it must be probed or steered, else simply the chunk's last.
-        stop = len(prompt) if recipe is None else len(prompt) - 1
+        stop = len(prompt) - 1 if steers else len(prompt)
         take = min(stop - start, budget)
         is_last = start + take == stop
-        if recipe is not None and is_last and not sequence.edits and not ranking.needs_probe(recipe.ranking):
-            self._rank(sequence, ranking.given(recipe.ranking, self.engine.num_layers))
-        if recipe is not None and recipe.gate is None and not sequence.edits:
-            self._set_static(sequence, recipe)
+        if recipe is not None and steers and not sequence.edits:
+            self._prepare(sequence, recipe)
         rows: list[Row] = []
-        if recipe is not None and is_last:
-            last = Row(prompt[-1], len(prompt) - 1, sequence.slot, sequence.edits[0] if sequence.is_ungated else None)
-            probed = not sequence.edits
-            layers = self.engine.num_layers
-            rows = ranking.probe_rows(recipe, prompt[-1], len(prompt) - 1, sequence.slot, layers) if probed else [last]
+        if recipe is not None and steers and is_last:
+            position = len(prompt) - 1
+            edit = sequence.edits[0] if sequence.is_steered_always and sequence.edits else None
+            rows = [Row(prompt[-1], position, sequence.slot, edit)]
+            if not sequence.edits:
+                rows = ranking.probe_rows(recipe, prompt[-1], position, sequence.slot, self.engine.num_layers)
+        wants = is_last and not steers
         if take:
-            wants = recipe is None and is_last
-            plan.chunks.append(Chunk(sequence.slot, prompt[start : start + take], start, wants_logits=wants))
-        plan.add(sequence, rows, is_prefill=True, chunk_wants=recipe is None and is_last, captures=len(rows) > 1)
+            edit = sequence.edits[0] if recipe is not None and recipe.steers_prefill and sequence.edits else None
+            is_edited = sequence.is_steered_always
+            tokens = prompt[start : start + take]
+            plan.chunks.append(Chunk(sequence.slot, tokens, start, int(wants), edit if is_edited else None))
+        plan.add(sequence, rows, is_prefill=True, chunk_wants=wants, captures=len(rows) > 1)
         return take
 
-    def _set_static(self, sequence: Answer, recipe: Recipe) -> None:
-        layers = tuple(range(self.engine.num_layers)) if recipe.layers is None else recipe.layers
-        ranking.check_layers(layers, self.engine.num_layers)
-        sequence.ranking, sequence.edits = layers, (Edit(recipe.steerer, frozenset(layers)),)
+    def _prepare(self, sequence: Answer, recipe: Recipe) -> None:
+        """Settles what is steered as far as it can be known before the prompt is read."""
+        layers = self.engine.num_layers
+        if not recipe.needs_ranking:
+            self._rank(sequence, tuple(range(layers)))
+        elif not ranking.needs_probe(recipe.ranking):
+            self._rank(sequence, ranking.given(recipe.ranking, layers))
 
     def _rank(self, sequence: Answer, order: tuple[int, ...]) -> None:
         recipe = sequence.request.recipe
         assert recipe is not None
+        assert recipe.steerer is not None
+        sets = recipe.candidate_sets(order)
+        if recipe.gate is None:
+            sets = sets[recipe.level : recipe.level + 1]
         sequence.ranking = order
-        sequence.edits = tuple(Edit(recipe.steerer, layers) for layers in recipe.schedule.candidate_sets(order))
+        sequence.edits = tuple(Edit(recipe.steerer, layers) for layers in sets)
 
     def _row(self, sequence: Answer, token: int, ahead: int, edit: Edit | None = None) -> Row:
         return Row(token, len(sequence.token_ids) - 1 + ahead, sequence.slot, edit)
@@ -254,6 +307,8 @@ class Decoder:
                 assert recipe is not None
                 self._rank(sequence, ranking.measured(recipe.ranking, captured))
                 sequence.stats.ranking_seconds += time.perf_counter() - begun
+                if sequence.is_ungated:
+                    return  # the last prompt token is computed once more, steered
             self.slots.commit(sequence.slot, item.columns[0])
         if item.logits_at:
             ready.append((sequence, item.logits_at[0]))
@@ -261,18 +316,61 @@ class Decoder:
     def _begin_steps(self, ready: list[tuple[Answer, int]], result: Result, emitted: list[Emitted]) -> None:
         """With each sequence's raw logits at hand: takes the token where the gate is shut, else asks for trials."""
         logits = result.logits[[at for _, at in ready]].float()
+        steered: dict[Answer, torch.Tensor] = {}
         for row, (sequence, _) in enumerate(ready):
+            sequence.raw, sequence.stage = logits[row], "ready"
+        leaders = list(dict.fromkeys(sequence.leader or sequence for sequence, _ in ready))
+        begun = [sequence for sequence in leaders if sequence.is_settled]
+        if not begun:
+            return
+        for sequence in begun:
+            if sequence.twin is not None:
+                contrast = sequence.request.recipe.contrast  # type: ignore[union-attr]
+                steered[sequence] = contrast.combine(sequence.raw, sequence.twin.raw)  # type: ignore[union-attr]
             if sequence.request.process is not None:
-                logits[row] = sequence.request.process(sequence.token_ids, logits[row])
+                sequence.raw = sequence.request.process(sequence.token_ids, sequence.raw)
+                if sequence in steered:
+                    steered[sequence] = sequence.request.process(sequence.token_ids, steered[sequence])
+        self._measure(begun)
+        for sequence in begun:
+            if sequence in steered:
+                self._begin_contrast(sequence, steered[sequence], emitted)
+            else:
+                self._begin_step(sequence, emitted)
+
+    def _measure(self, sequences: list[Answer]) -> None:
+        """Notes the likeliest tokens and their probabilities."""
+        logits = torch.stack([sequence.raw for sequence in sequences])
         values, indices = logits.topk(min(NUM_GUESSES + 1, logits.shape[-1]))
         totals = logits.logsumexp(-1)
         probabilities = (values - totals[:, None]).exp().tolist()
-        tokens = indices.tolist()
-        log_totals = totals.tolist()
-        for row, (sequence, _) in enumerate(ready):
-            sequence.raw, sequence.log_total = logits[row], log_totals[row]
-            sequence.top = list(zip(tokens[row], probabilities[row], strict=True))
-            self._begin_step(sequence, emitted)
+        for sequence, tokens, chances, total in zip(
+            sequences, indices.tolist(), probabilities, totals.tolist(), strict=True
+        ):
+            sequence.log_total = total
+            sequence.top = list(zip(tokens, chances, strict=True))
+
+    def _begin_contrast(self, sequence: Answer, steered: torch.Tensor, emitted: list[Emitted]) -> None:
+        """The steered logits are there with the raw ones, so a gated step is settled at once."""
+        gate = sequence.request.recipe.gate  # type: ignore[union-attr]
+        (_, p_top), (_, p_second) = sequence.top[0], sequence.top[min(1, len(sequence.top) - 1)]
+        sequence.stage = "raw"
+        decision: Decision = "accepted"
+        if gate is None:
+            token = self._pick(sequence, steered, int(steered.argmax()))
+        elif not gate.is_open(p_second, p_top):
+            token, decision = self._pick_raw(sequence), "skipped"
+        else:
+            token = int(steered.argmax())
+            if gate.accepts(float((sequence.raw[token] - sequence.log_total).exp()), p_top):
+                token = self._pick_steered(sequence, token, steered)
+            else:
+                token, decision = self._pick_raw(sequence), "rejected"
+        self._emit(sequence, token, decision, 0, int(decision != "skipped"), emitted)
+        twin = sequence.twin
+        assert twin is not None
+        twin.token_ids.append(token)
+        twin.stage = "raw"
 
     def _begin_step(self, sequence: Answer, emitted: list[Emitted]) -> None:
         gate = sequence.request.recipe.gate if sequence.request.recipe is not None else None
@@ -285,9 +383,12 @@ class Decoder:
         self._emit(sequence, self._pick_raw(sequence), decision, steered, int(steered > 0), emitted)
 
     def _pick_raw(self, sequence: Answer) -> int:
+        return self._pick(sequence, sequence.raw, sequence.top[0][0])
+
+    def _pick(self, sequence: Answer, logits: torch.Tensor, likeliest: int) -> int:
         if sequence.random is None:
-            return sequence.top[0][0]
-        return draw(sequence.request.sampling.filter(sequence.raw), None, sequence.random)
+            return likeliest
+        return draw(sequence.request.sampling.filter(logits), None, sequence.random)
 
     def _settle_trials(
         self, trials: list[Work], result: Result, emitted: list[Emitted], ready: list[tuple[Answer, int]]
@@ -352,7 +453,7 @@ class Decoder:
     ) -> None:
         top_token, p_top = sequence.top[0]
         p_raw = p_top if token == top_token else float((sequence.raw[token] - sequence.log_total).exp())
-        changed = token != top_token and not sequence.is_ungated
+        changed = token != top_token and not sequence.is_steered_always
         step = Step(token, "", decision, layers, trials, p_raw, p_top, changed)
         sequence.token_ids.append(token)
         sequence.stats.count(step)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from heedful.checks import choice, finite
-from heedful.errors import OptionError
 from heedful.gate import Plausibility
 from heedful.recipe import Ranking, Recipe, check_ranking
 from heedful.schedule import Halving
@@ -51,22 +50,3 @@ class Directer:
     def describe(self) -> dict[str, Any]:
         """Name and settings, as JSON values."""
         return {"name": "directer", **asdict(self)}
-
-
-METHODS: dict[str, type[Directer] | type[KeyScaling] | None] = {
-    "directer": Directer,
-    "static": KeyScaling,
-    "none": None,
-}
-
-
-def method_by_name(name: str, options: dict[str, Any] | None = None) -> Directer | KeyScaling | None:
-    """The method called `name` with those `options` that are not None. Raises `OptionError` for an unknown one."""
-    choice("method", name, tuple(METHODS))
-    kind = METHODS[name]
-    given = {key: value for key, value in (options or {}).items() if value is not None}
-    known = () if kind is None else tuple(field.name for field in fields(kind))
-    unused = [key for key in given if key not in known]
-    if unused:
-        raise OptionError(f"method {name!r} takes no {unused[0]}; it takes {', '.join(known) or 'nothing'}")
-    return None if kind is None else kind(**given)

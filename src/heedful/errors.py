@@ -24,6 +24,10 @@ class OptionError(HeedfulError, ValueError):
     """An option is unknown or its value lies outside its range."""
 
 
+class DataError(HeedfulError):
+    """A data file cannot be read: a broken line, a missing column, or settings that are not those it was made with."""
+
+
 class ContextLengthError(HeedfulError):
     """The prompt, or the prompt and the new tokens, are longer than the model's context."""
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 
 from heedful.checks import whole
-from heedful.decode import Decoder, Emitted, FinishReason, Request, capacity_for
+from heedful.decode import Decoder, Emitted, FinishReason, Request, capacity_for, slots_for
 from heedful.directer import Directer
 from heedful.engine import Engine
 from heedful.errors import ContextLengthError, HeedfulError, ModelError, OptionError, SpanError
@@ -132,7 +132,8 @@ class LM:
         if not answers:
             return
         capacity = max(capacity_for(answer.request, self.engine.num_layers) for answer in answers)
-        decoder = Decoder(self.engine, min(num_slots, len(answers)), capacity)
+        slots = slots_for([answer.request for answer in answers], num_slots)
+        decoder = Decoder(self.engine, slots, capacity)
         waiting = {decoder.submit(answer.request): answer for answer in answers}
         while not decoder.is_idle:
             for emitted in decoder.step():
@@ -172,6 +173,8 @@ class _Answering:
         recipe = job.method.recipe() if job.method is not None else None
         span = self.encoded.span
         positions, weights = span.positions, span.weights
+        if recipe is not None:
+            recipe.check(lm.engine.shape)
         if recipe is not None and recipe.overhang:
             positions, weights = _hang_over(positions, weights, recipe.overhang, len(self.encoded.token_ids))
         return Request(

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from heedful.decode import Answer, Decoder, Request, capacity_for
+from heedful.decode import Answer, Decoder, Request, capacity_for, slots_for
 from heedful.engine import Engine
 from heedful.engine.support import refuse_cache
 from heedful.errors import OptionError, SpanError
@@ -115,10 +115,13 @@ class _Call:
             raise SpanError("instruction_mask marks no token of a row; mark some, or choose no method")
         warpers = tuple(p for p in self.processors or () if type(p).__name__.endswith("Warper"))
         left = self.config.max_length - len(padded)
+        recipe = self.method.recipe() if self.method is not None else None
+        if recipe is not None:
+            recipe.check(self.engine.shape)
         request = Request(
             token_ids=tuple(padded[first:]),
             max_new_tokens=room(len(padded) - first, left, self.engine.context_length),
-            recipe=self.method.recipe() if self.method is not None else None,
+            recipe=recipe,
             positions=positions,
             weights=tuple(weights[i] for i in positions),
             sampling=_Warpers(warpers, is_greedy=not self.config.do_sample),
@@ -143,7 +146,7 @@ class _Call:
     def run(self, rows: list[_Row], streamer: Any) -> None:
         """Decodes all rows; a stopping criterion ends its row."""
         capacity = max(capacity_for(row.request, self.engine.num_layers) for row in rows)
-        decoder = Decoder(self.engine, len(rows), capacity)
+        decoder = Decoder(self.engine, slots_for([row.request for row in rows], len(rows)), capacity)
         running = {decoder.submit(row.request): row for row in rows}
         if streamer is not None:
             streamer.put(torch.tensor([rows[0].padded]))

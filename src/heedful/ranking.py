@@ -11,7 +11,6 @@ import torch
 from torch.nn.functional import cosine_similarity
 
 from heedful.engine import Edit, Row
-from heedful.errors import OptionError
 from heedful.recipe import Ranking, Recipe
 
 Captured = Sequence[tuple[torch.Tensor, torch.Tensor]]
@@ -24,6 +23,7 @@ def needs_probe(ranking: Ranking) -> bool:
 
 def probe_rows(recipe: Recipe, token: int, position: int, slot: int, num_layers: int) -> list[Row]:
     """The L + 1 rows; only the raw one's logits are read."""
+    assert recipe.steerer is not None
     steered = [Edit(recipe.steerer, frozenset([layer])) for layer in range(num_layers)]
     return [Row(token, position, slot), *(Row(token, position, slot, edit, wants_logits=False) for edit in steered)]
 
@@ -56,16 +56,8 @@ def _distance(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 
 
 def given(ranking: Ranking, num_layers: int) -> tuple[int, ...]:
-    """A ranking that needs no measuring: a fixed list, or a random order. Raises `OptionError` for unknown layers."""
+    """A ranking that needs no measuring: a fixed list, or a random order."""
     if isinstance(ranking, str):
         seed = int(ranking.partition(":")[2] or 0)
         return tuple(torch.randperm(num_layers, generator=torch.Generator().manual_seed(seed)).tolist())
-    check_layers(ranking, num_layers)
     return tuple(ranking)
-
-
-def check_layers(layers: Sequence[int], num_layers: int) -> None:
-    """Raises `OptionError` where a layer lies outside the model."""
-    outside = [layer for layer in layers if not 0 <= layer < num_layers]
-    if outside:
-        raise OptionError(f"layer {outside[0]} is not in the model: its layers are 0 to {num_layers - 1}")

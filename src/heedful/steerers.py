@@ -1,46 +1,315 @@
 """What is edited in attention: each steerer is one pure edit of a row's pre-softmax scores, and a method by itself.
 
-Does not decide when or in which layers: that is the schedule's and the gate's work.
+Does not decide when or in which layers: that is the schedule's and the gate's work. Every steerer runs as published
+(without a gate: at every step, and but for `KeyScaling` in the prefill too) or with `gate=Plausibility(β)`: then the
+prefill stays raw and a schedule narrows the layers as in Directer. A token's weight w scales what is added to its
+score, or is an exponent of what multiplies it: 0 leaves it alone.
 """
 
 from __future__ import annotations
 
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, ClassVar, TypeAlias
 
 import torch
 
-from heedful.checks import finite
+from heedful.checks import finite, whole
+from heedful.errors import OptionError
 from heedful.gate import Plausibility
-from heedful.recipe import Recipe, SpanView
+from heedful.recipe import ModelShape, Recipe, SpanView, Stage
+
+
+class _Plain:
+    """What most steerers share: they need no pool, and name no head."""
+
+    is_pooled: ClassVar[bool] = False
+    stage: ClassVar[Stage] = "scores"
+
+    def share_of(self, scores: torch.Tensor, span: SpanView) -> torch.Tensor:
+        raise NotImplementedError("this steerer does not pool")
+
+    def check(self, model: ModelShape) -> None:
+        """Nothing is named that a model could lack."""
 
 
 @dataclass(frozen=True)
-class KeyScaling:
+class KeyScaling(_Plain):
     """Scales the scores of the instruction's tokens, `s_i ← α^w_i · s_i`: the same as scaling their cached keys.
 
-    `strength` is α ≥ 0; a span's weight w is an exponent, so that 0 leaves a token alone and 1 applies α whole.
-    `layers`: the layers to steer, None for all. Without a gate this is static steering: it starts after the prefill
-    and acts at every step. Source: Directer, arXiv 2603.06745. Raises `OptionError` where α is not a finite number of
-    at least 0.
+    `strength` is α ≥ 0. `layers`: the layers to steer, None for all. `level`: steer the top ⌊L/2^level⌋ layers of the
+    ranking, the paper's ladder of fixed intensities (ST1, ST2 …); 0 is all. Without a gate this is static steering: it
+    starts after the prefill and acts at every step. A row's own key is never scaled. Source: Directer, arXiv
+    2603.06745. Raises `OptionError` where a value lies outside its range.
     """
 
     strength: float = 100.0
     layers: tuple[int, ...] | None = None
+    level: int = 0
     gate: Plausibility | None = None
+
+    stage: ClassVar[Stage] = "keys"
 
     def __post_init__(self) -> None:
         finite("strength", self.strength)
+        whole("level", self.level, low=0)
+        object.__setattr__(self, "layers", _indices("layers", self.layers))
+        if self.level and self.gate is not None:
+            raise OptionError("level is for static steering; with a gate, all levels are tried in turn")
 
-    def edit(self, scores: torch.Tensor, span: SpanView) -> None:
+    def edit(self, scores: torch.Tensor, span: SpanView, layer: int) -> None:
         """Multiplies the span's columns of the active rows; see `Steerer.edit`."""
-        factor = torch.where(span.active & (span.weights > 0), self.strength**span.weights, 1.0)
+        factor = span.once("factor", lambda: self._factor(span))
         scores[..., span.start : span.stop] *= factor
+
+    def _factor(self, span: SpanView) -> torch.Tensor:
+        return torch.where(span.active & (span.weights > 0), self.strength**span.weights, 1.0)
 
     def recipe(self) -> Recipe:
         """Static steering, or gated where a gate is given."""
-        return Recipe(self, gate=self.gate, layers=self.layers)
+        return Recipe(self, gate=self.gate, layers=self.layers, level=self.level)
 
     def describe(self) -> dict[str, Any]:
         """Name and settings, as JSON values."""
         return {"name": "static" if self.gate is None else "key-scaling", **asdict(self)}
+
+
+@dataclass(frozen=True)
+class InstABoost(_Plain):
+    """Multiplies the attention on the instruction's tokens and renormalises: `s_i ← s_i + w_i · log M`.
+
+    `multiplier` is M > 0; M = 2 equals storing every span token twice. Source: InstABoost, arXiv 2506.13734. Raises
+    `OptionError` where M is not a finite number above 0.
+    """
+
+    multiplier: float = 3.0
+    layers: tuple[int, ...] | None = None
+    gate: Plausibility | None = None
+
+    def __post_init__(self) -> None:
+        finite("multiplier", self.multiplier, low_open=True)
+        object.__setattr__(self, "layers", _indices("layers", self.layers))
+
+    def edit(self, scores: torch.Tensor, span: SpanView, layer: int) -> None:
+        """Raises the span's columns of the active rows; see `Steerer.edit`."""
+        bias = span.once("bias", lambda: span.active * span.weights * math.log(self.multiplier))
+        scores[..., span.start : span.stop] += bias
+
+    def recipe(self) -> Recipe:
+        """As published, or gated where a gate is given."""
+        return Recipe(self, gate=self.gate, layers=self.layers, steers_prefill=True)
+
+    def describe(self) -> dict[str, Any]:
+        """Name and settings, as JSON values."""
+        return {"name": "instaboost", **asdict(self)}
+
+
+@dataclass(frozen=True)
+class SpotLight(_Plain):
+    """Lifts each head's share of attention on the instruction to ψ where it is below.
+
+    `s_i ← s_i + w_i · max(0, logit ψ - (lse_S - lse_rest))` over the span's tokens, for each head and row by itself;
+    the row's own key belongs to one side or the other, an attention sink to neither. A row that sees no span token is
+    left alone. `target` is ψ in (0, 1), or 0 for none. `pooled`: the published rule instead, one bias
+    `max(0, log(ψ / p))` for all heads and rows of a layer, p being the span's share averaged over them (per pass: a
+    prompt that is prefilled in pieces pools over each piece). Source: SpotLight, arXiv 2505.12025. Raises
+    `OptionError` where ψ lies outside [0, 1).
+    """
+
+    target: float = 0.2
+    pooled: bool = False
+    layers: tuple[int, ...] | None = None
+    gate: Plausibility | None = None
+
+    def __post_init__(self) -> None:
+        finite("target", self.target, high=1.0)
+        if self.target == 1.0:
+            raise OptionError("target must be below 1: a share of 1 would hide every other token")
+        object.__setattr__(self, "layers", _indices("layers", self.layers))
+
+    @property
+    def is_pooled(self) -> bool:  # type: ignore[override]
+        """Whether one bias serves all heads and rows."""
+        return self.pooled
+
+    def edit(self, scores: torch.Tensor, span: SpanView, layer: int) -> None:
+        """Raises the span's columns of the active rows; see `Steerer.edit`."""
+        if self.target == 0.0:
+            return
+        bias = self._pooled_bias(scores, span) if self.pooled else self._bias(scores, span)
+        scores[..., span.start : span.stop] += bias * span.once("active", lambda: span.active * span.weights)
+
+    def _bias(self, scores: torch.Tensor, span: SpanView) -> torch.Tensor:
+        """`(slots, kv_heads, group, rows, 1)`; 0 where the row sees no span token."""
+        inside, rest = _lse(scores, span)
+        bias = (rest - inside).add_(math.log(self.target) - math.log1p(-self.target)).clamp_(min=0.0)
+        return bias.masked_fill_(inside == -torch.inf, 0.0)
+
+    def _pooled_bias(self, scores: torch.Tensor, span: SpanView) -> torch.Tensor:
+        share = self.share_of(scores, span).mean((1, 2), keepdim=True) if span.share is None else span.share
+        bias = (self.target / share).log().clamp_(min=0.0)
+        return bias.masked_fill_(share == 0.0, 0.0)
+
+    def share_of(self, scores: torch.Tensor, span: SpanView) -> torch.Tensor:
+        """The span's share of attention in each head and row, `(slots, kv_heads, group, rows, 1)`."""
+        inside, rest = _lse(scores, span)
+        return torch.where(inside == -torch.inf, 0.0, torch.sigmoid(inside - rest))
+
+    def recipe(self) -> Recipe:
+        """As published, or gated where a gate is given."""
+        return Recipe(self, gate=self.gate, layers=self.layers, steers_prefill=True)
+
+    def describe(self) -> dict[str, Any]:
+        """Name and settings, as JSON values."""
+        return {"name": "spotlight", **asdict(self)}
+
+
+def _lse(scores: torch.Tensor, span: SpanView) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log-sum-exp over the span's columns and over all others, each `(slots, kv_heads, group, rows, 1)`."""
+    outside = span.once("outside", lambda: torch.where(span.weights > 0, -torch.inf, 0.0))
+    inside = span.once("inside", lambda: torch.where(span.weights > 0, 0.0, -torch.inf))
+    hull = scores[..., span.start : span.stop]
+    pieces = [scores[..., : span.start], hull + outside, scores[..., span.stop :]]
+    lses = [piece.logsumexp(-1, keepdim=True) for piece in pieces if piece.shape[-1]]
+    return (hull + inside).logsumexp(-1, keepdim=True), torch.cat(lses, -1).logsumexp(-1, keepdim=True)
+
+
+Heads: TypeAlias = tuple[tuple[int, tuple[int, ...]], ...]
+
+
+@dataclass(frozen=True)
+class Pasta(_Plain):
+    """Lowers the attention of chosen heads on the prompt's tokens outside the instruction: `s_i ← s_i + log α`.
+
+    `heads`: which heads of which layers, `{layer: [head, …]}` as a profile finds them (`from_file`). `strength` is
+    α > 0. Tokens generated so far are left alone; a row's own key counts as the prompt's while the row is a prompt
+    token. A span token of weight w is lowered by `(1 - w) · log α`. Source: PASTA, ICLR 2024, arXiv 2311.02262. Raises
+    `OptionError` where α is not a finite number above 0 or no head is named.
+    """
+
+    heads: Any = ()
+    """`{layer: [head, …]}`; kept as sorted pairs `((layer, (head, …)), …)`."""
+    strength: float = 0.01
+    gate: Plausibility | None = None
+    profiled: ModelShape | None = None
+    """The model that the heads were found on, where that is known."""
+
+    def __post_init__(self) -> None:
+        finite("strength", self.strength, low_open=True)
+        pairs = self.heads.items() if isinstance(self.heads, Mapping) else self.heads
+        object.__setattr__(self, "heads", _sorted_heads(pairs))
+        if not self.heads:
+            raise OptionError("PASTA needs heads to steer: pass heads={layer: [head, …]}, or a profile's file")
+
+    @classmethod
+    def from_file(cls, *paths: str | Path, strength: float = 0.01, gate: Plausibility | None = None) -> Pasta:
+        """The heads that all of these profiles name. Raises `OptionError` for a file that is none, or if none remain.
+
+        A profile is `{"layer": [heads]}` as JSON: the published form, and what `heedful profile pasta` writes. Where
+        the latter's scores lie beside it, the profile is refused by any other model than the one it was made for.
+        """
+        if not paths:
+            raise OptionError("name at least one profile")
+        profiles = [read_heads(Path(path)) for path in paths]
+        shared = {layer: sorted(set.intersection(*(set(p.get(layer, ())) for p in profiles))) for layer in profiles[0]}
+        kept = {layer: heads for layer, heads in shared.items() if heads}
+        if not kept:
+            raise OptionError(f"no head is in every one of {', '.join(map(str, paths))}")
+        made = {shape for shape in map(profiled_on, map(Path, paths)) if shape is not None}
+        if len(made) > 1:
+            raise OptionError(f"these profiles were made for different models: {', '.join(map(str, paths))}")
+        return cls(kept, strength, gate, made.pop() if made else None)
+
+    def edit(self, scores: torch.Tensor, span: SpanView, layer: int) -> None:
+        """Lowers the prompt outside the span in this layer's heads of the active rows; see `Steerer.edit`."""
+        heads = next((heads for at, heads in self.heads if at == layer), ())
+        if heads:
+            chosen = span.once(f"heads {heads}", lambda: _head_mask(heads, scores))
+            scores.addcmul_(span.once("bias", lambda: self._bias(span)), chosen)
+
+    def _bias(self, span: SpanView) -> torch.Tensor:
+        """`(slots, 1, 1, rows, columns)`."""
+        bias = span.in_prompt() * span.active * math.log(self.strength)
+        bias[..., span.start : span.stop] *= 1.0 - span.weights
+        return bias
+
+    def check(self, model: ModelShape) -> None:
+        """Raises `OptionError` for a profile of another model, and for a layer or head that the model lacks."""
+        made = self.profiled
+        if made is not None and not made.may_be(model):
+            raise OptionError(
+                f"the profile was made for {made.name or 'a model'} ({made.num_layers} layers of {made.num_heads} "
+                f"heads), this is {model.name or 'another'} ({model.num_layers} of {model.num_heads}): "
+                "its heads mean nothing here"
+            )
+        for layer, heads in self.heads:
+            if layer >= model.num_layers:
+                raise OptionError(f"layer {layer} is not in the model: its layers are 0 to {model.num_layers - 1}")
+            if heads[-1] >= model.num_heads:
+                raise OptionError(f"head {heads[-1]} is not in layer {layer}: its heads are 0 to {model.num_heads - 1}")
+
+    def recipe(self) -> Recipe:
+        """As published, or gated where a gate is given: then the schedule narrows the layers that have heads."""
+        layers = tuple(int(layer) for layer, _ in self.heads)
+        return Recipe(self, gate=self.gate, layers=layers, steers_prefill=True)
+
+    def describe(self) -> dict[str, Any]:
+        """Name and settings, as JSON values."""
+        heads = {str(layer): list(heads) for layer, heads in self.heads}
+        gate = asdict(self.gate) if self.gate is not None else None
+        return {"name": "pasta", "heads": heads, "strength": self.strength, "gate": gate}
+
+
+def read_heads(path: Path) -> dict[int, tuple[int, ...]]:
+    """`{layer: heads}` of a profile. Raises `OptionError` where the file cannot be read or is no profile."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        return dict(_sorted_heads((int(layer), heads) for layer, heads in found.items()))
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise OptionError(f'cannot read a PASTA profile ({{"layer": [heads]}}) from {path}: {error}') from error
+
+
+def scores_path(profile: Path) -> Path:
+    """Where the scores lie that a profile was made from: JSON lines, settings and model first."""
+    return profile.with_name(profile.stem + ".scores.jsonl")
+
+
+def profiled_on(profile: Path) -> ModelShape | None:
+    """The model that a profile was made for, None where no scores lie beside it."""
+    path = scores_path(profile)
+    if not path.exists():
+        return None
+    try:
+        with path.open(encoding="utf-8") as file:
+            return ModelShape(**json.loads(file.readline())["model"])
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise OptionError(f"cannot read the scores of {profile} from {path}: {error!r}") from error
+
+
+def _sorted_heads(pairs: Iterable[tuple[Any, Iterable[int]]]) -> Heads:
+    merged: dict[int, tuple[int, ...]] = {}
+    for layer, heads in pairs:
+        (at,) = _indices("heads", (layer,)) or ()
+        merged[at] = tuple(sorted(set(_indices("heads", heads) or ())))
+    return tuple((layer, merged[layer]) for layer in sorted(merged) if merged[layer])
+
+
+def _indices(name: str, values: Iterable[int] | None) -> tuple[int, ...] | None:
+    """`values` as a tuple of indices, None as it is. Raises `OptionError` where one is no index."""
+    if values is None:
+        return None
+    listed = tuple(values)
+    for value in listed:
+        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+            raise OptionError(f"{name} must be whole numbers of at least 0; got {value!r}")
+    return listed
+
+
+def _head_mask(heads: Sequence[int], scores: torch.Tensor) -> torch.Tensor:
+    """1 for the chosen heads, `(1, kv_heads, group, 1, 1)`: query heads of one key/value head stand side by side."""
+    mask = torch.zeros(scores.shape[1] * scores.shape[2], device=scores.device)
+    mask[list(heads)] = 1.0
+    return mask.view(1, scores.shape[1], scores.shape[2], 1, 1)

@@ -5,7 +5,6 @@ Ratios are taken round by round, so that a machine whose speed drifts slows both
 
 from __future__ import annotations
 
-import json
 import platform
 import statistics
 import sys
@@ -17,17 +16,16 @@ from typing import Any
 
 import torch
 
-from heedful import __version__
+from heedful import __version__, data
 from heedful.bench import sequential
 from heedful.bench.shapes import random_model
 from heedful.checks import finite, whole
 from heedful.decode import Decoder, Request, capacity_for
 from heedful.directer import Directer
 from heedful.engine import Engine
-from heedful.errors import OptionError
 from heedful.gate import Plausibility
 from heedful.generate import load
-from heedful.prompt import encode
+from heedful.prompt import Instructions, Messages, encode
 from heedful.trace import Stats
 
 TASKS = (
@@ -89,18 +87,18 @@ class Report:
 
 @dataclass(frozen=True)
 class RateGate(Plausibility):
-    """Opens on a fixed share of steps and takes every trial: random weights have no natural rate."""
+    """Opens on a fixed share of steps: random weights have no natural rate.
 
+    Only the likeliest token is plausible, so that, as with a trained model, nearly every step ends in a guessed token.
+    """
+
+    threshold: float = 0.999
     rate: float = 0.12
     random: torch.Generator = field(default_factory=lambda: torch.Generator().manual_seed(0), compare=False)
 
     def is_open(self, p_second: float, p_top: float) -> bool:
         """By chance."""
         return bool(torch.rand((), generator=self.random) < self.rate)
-
-    def accepts(self, p: float, p_top: float) -> bool:
-        """Always."""
-        return True
 
 
 @dataclass
@@ -179,7 +177,7 @@ def run(settings: Settings) -> Report:
         _round(contest, singles, many, speeds, figures)
     return Report(
         settings=asdict(settings),
-        machine=f"{_processor()}, {settings.num_threads} threads, {settings.dtype}, {settings.device}",
+        machine=machine(settings.num_threads, settings.dtype, settings.device),
         versions={"heedful": __version__, "torch": torch.__version__, "python": platform.python_version()},
         speeds=[Figure.of(name, values) for name, values in speeds.items()],
         figures=[Figure.of(name, values) for name, values in figures.items()],
@@ -274,7 +272,7 @@ def prepare(settings: Settings) -> Contest:
     else:
         lm = load(settings.model, device=settings.device, dtype=settings.dtype)  # type: ignore[arg-type]
         model, engine = lm.model, lm.engine
-        encoded = [encode(lm.tokenizer, text) for text in _prompts(settings.data, count)]
+        encoded = [encode(lm.tokenizer, *prompt) for prompt in _prompts(settings.data, count)]
         marked = [(prompt.token_ids, prompt.span.positions) for prompt in encoded]
     requests = [
         Request(ids, settings.num_tokens, recipe, positions, (1.0,) * len(positions)) for ids, positions in marked
@@ -282,18 +280,17 @@ def prepare(settings: Settings) -> Contest:
     return Contest(model, engine, settings, requests)
 
 
-def _prompts(data: str | None, count: int) -> list[str]:
-    if data is None:
-        texts = [f"{task}\n\n<heed>{INSTRUCTION}</heed>" for task in TASKS]
+def _prompts(path: str | None, count: int) -> list[tuple[Messages, Instructions]]:
+    if path is None:
+        texts: list[tuple[Messages, Instructions]] = [(f"{task}\n\n<heed>{INSTRUCTION}</heed>", None) for task in TASKS]
     else:
-        try:
-            rows = [json.loads(line) for line in Path(data).read_text(encoding="utf-8").splitlines()[:count]]
-            texts = [row["task"] + "<heed>" + row["split_prompt"][len(row["task"]) :] + "</heed>" for row in rows]
-        except (OSError, ValueError, KeyError) as error:
-            raise OptionError(
-                f"cannot read prompts from {data}: {error!r}; each line needs task and split_prompt"
-            ) from error
+        texts = [record.prompt for record in data.read(path, count)]
     return [texts[index % len(texts)] for index in range(count)]
+
+
+def machine(num_threads: int, dtype: str, device: str) -> str:
+    """What was measured on, in words."""
+    return f"{_processor()}, {num_threads} threads, {dtype}, {device}"
 
 
 def _processor() -> str:

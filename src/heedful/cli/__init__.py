@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from heedful.cli import bench, generate, models, spans
+from heedful.cli import bench, compare, generate, models, profile, spans
 from heedful.errors import HeedfulError
 
 # torchao, where it is installed, complains at import of kernels that this machine cannot have.
@@ -23,8 +23,10 @@ app = typer.Typer(
     help="Make a language model heed its instructions while it decodes.",
 )
 app.command("generate")(generate.generate)
+app.command("compare")(compare.command)
 app.command("spans")(spans.spans)
 app.add_typer(models.app, name="models")
+app.add_typer(profile.app, name="profile")
 app.add_typer(bench.app, name="bench")
 
 

@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
 from heedful.cli import options
+
+if TYPE_CHECKING:
+    from heedful.bench.overhead import Report
 
 app = typer.Typer(no_args_is_help=True, help="Measure speed and memory.")
 
@@ -35,7 +38,7 @@ def overhead(
     threads: Annotated[int, typer.Option(help="CPU threads.")] = 2,
     device: options.Device = "cpu",
     dtype: options.Dtype = "bfloat16",
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    as_json: options.Json = False,
 ) -> None:
     """Directer and plain decoding against transformers' own generate, interleaved in one run."""
     from heedful.bench.overhead import Settings, run
@@ -54,7 +57,46 @@ def overhead(
         device=device,
         dtype=dtype,
     )
-    report = run(settings)
+    _show(run(settings), as_json)
+
+
+@app.command()
+def methods(
+    model: options.Model = None,
+    shape: Annotated[str | None, typer.Option(help="Random weights of that shape instead, e.g. llama-3.1-8b.")] = None,
+    data: Annotated[Path | None, typer.Option(help="JSONL of prompts; else built-in ones.")] = None,
+    profile: Annotated[str | None, typer.Option(help="pasta: file of heads; else 25 heads all over the model.")] = None,
+    prompts: Annotated[int, typer.Option(help="Prompts at batch 1.")] = 2,
+    batch: Annotated[int, typer.Option(help="The larger batch.")] = 16,
+    tokens: Annotated[int, typer.Option(help="New tokens a prompt, EOS ignored.")] = 64,
+    rounds: Annotated[int, typer.Option(help="Interleaved rounds.")] = 5,
+    long_prompt: Annotated[int, typer.Option(help="Tokens of the prompt whose memory is measured; 0: none.")] = 16_384,
+    threads: Annotated[int, typer.Option(help="CPU threads.")] = 2,
+    device: options.Device = "cpu",
+    dtype: options.Dtype = "bfloat16",
+    as_json: options.Json = False,
+) -> None:
+    """Every method against plain decoding, with and without the gate, interleaved in one run."""
+    from heedful.bench.methods import Settings, run
+
+    settings = Settings(
+        model=model,
+        shape=shape,
+        data=str(data) if data is not None else None,
+        profile=profile,
+        num_prompts=prompts,
+        batch=batch,
+        num_tokens=tokens,
+        num_rounds=rounds,
+        long_prompt=long_prompt,
+        num_threads=threads,
+        device=device,
+        dtype=dtype,
+    )
+    _show(run(settings), as_json)
+
+
+def _show(report: Report, as_json: bool) -> None:
     if as_json:
         print(json.dumps(asdict(report), ensure_ascii=False))
         return

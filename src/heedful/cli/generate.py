@@ -15,9 +15,9 @@ from rich.table import Table
 from rich.text import Text
 
 from heedful.cli import options
-from heedful.directer import METHODS, method_by_name
 from heedful.errors import OptionError
 from heedful.generate import Event, Job, Result
+from heedful.methods import NAMES, method_by_name
 from heedful.sampling import Sampling
 from heedful.trace import Trace
 
@@ -27,12 +27,16 @@ def generate(
     file: options.PromptFile = None,
     system: options.System = None,
     instruction: options.Marked = None,
-    method: Annotated[str, typer.Option(help=f"One of: {', '.join(METHODS)}.")] = "directer",
+    method: Annotated[str, typer.Option(help=f"One of: {', '.join(NAMES)}.")] = "directer",
     strength: Annotated[float | None, typer.Option(help="How strongly to steer (α).")] = None,
     threshold: Annotated[float | None, typer.Option(help="How plausible a steered token must be (β).")] = None,
     ranking: Annotated[str | None, typer.Option(help="paper, released, reversed, random[:SEED] or 3,1,2.")] = None,
     compat: Annotated[str | None, typer.Option(help="'released': the released code's quirks.")] = None,
-    max_new_tokens: Annotated[int | None, typer.Option("--max-new-tokens", "-n", help="At most this many.")] = None,
+    level: Annotated[int | None, typer.Option(help="static: steer the top L/2^level layers of the ranking.")] = None,
+    profile: Annotated[list[str] | None, typer.Option(help="pasta: file of heads; several are intersected.")] = None,
+    target: Annotated[float | None, typer.Option(help="spotlight: share of attention (ψ).")] = None,
+    multiplier: Annotated[float | None, typer.Option(help="instaboost: factor of attention (M).")] = None,
+    max_new_tokens: options.NewTokens = None,
     temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
     top_k: Annotated[int, typer.Option(help="0 keeps all.")] = 0,
     top_p: Annotated[float, typer.Option(help="1 keeps all.")] = 1.0,
@@ -43,11 +47,20 @@ def generate(
     dtype: options.Dtype = "auto",
     raw: options.Raw = False,
     compare: Annotated[bool, typer.Option("--compare", help="Plain and steered side by side.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    as_json: options.Json = False,
     trace: Annotated[Path | None, typer.Option(help="Write the trace as JSON to this file.")] = None,
 ) -> None:
     """Answer PROMPT. Mark what must be heeded with <heed>…</heed>, or name it with --instruction."""
-    settings = {"strength": strength, "threshold": threshold, "ranking": _ranking(ranking), "compat": compat}
+    settings = {
+        "strength": strength,
+        "threshold": threshold,
+        "ranking": _ranking(ranking),
+        "compat": compat,
+        "level": level,
+        "profile": profile or None,
+        "target": target,
+        "multiplier": multiplier,
+    }
     job = Job(
         prompt=options.read_prompt(prompt, file, system),
         instructions=options.instructions(instruction),

@@ -21,6 +21,8 @@ Marked = Annotated[
 Model = Annotated[str | None, typer.Option("--model", "-m", help="Hub id or folder; else the built-in model.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1 …")]
 Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
+NewTokens = Annotated[int | None, typer.Option("--max-new-tokens", "-n", help="At most this many.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 Raw = Annotated[bool, typer.Option("--raw", help="The prompt as plain text, without the chat template.")]
 
 

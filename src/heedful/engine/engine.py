@@ -20,6 +20,7 @@ from heedful.engine.rows import Chunk, Row
 from heedful.engine.slots import Slots
 from heedful.engine.support import Handover, Layout, Probe, context_length, layout, refuse_by_config
 from heedful.errors import UnsupportedModelError
+from heedful.recipe import ModelShape
 
 IMPLEMENTATION = "heedful"
 
@@ -63,6 +64,21 @@ class Engine:
         return len(self.shapes)
 
     @property
+    def shape(self) -> ModelShape:
+        """The model's name, layers and heads, as methods ask for them."""
+        name = str(getattr(self.model.config, "_name_or_path", "")).rstrip("/").rpartition("/")[2]
+        return ModelShape(name, self.num_layers, int(self.config.num_attention_heads))
+
+    @property
+    def neutral_id(self) -> int:
+        """A token that means nothing: padding, else the first EOS, else 0."""
+        for name in ("pad_token_id", "eos_token_id"):
+            value = getattr(self.config, name, None)
+            if value is not None:
+                return int(value[0] if isinstance(value, list) else value)
+        return 0
+
+    @property
     def context_length(self) -> int | None:
         """How many tokens the model takes, or None where its configuration does not say."""
         return context_length(self.config)
@@ -85,7 +101,8 @@ class Engine:
         positions += [rows[i].position for i in order]
         place = {row: count + at for at, row in enumerate(order)}
         kept = [place[i] for i, row in enumerate(rows) if row.wants_logits]
-        kept += [group.last - 1 for group, chunk in zip(chunk_groups, chunks, strict=True) if chunk.wants_logits]
+        for group, chunk in zip(chunk_groups, chunks, strict=True):
+            kept += range(group.last - chunk.num_logits, group.last)
         current = Pass([*chunk_groups, *row_groups])
         with self.attached(), running(current), self._capturing(capture) as captured:
             logits = self._run(tokens, positions, kept)
@@ -161,23 +178,22 @@ class Engine:
 def _chunk_groups(slots: Slots, chunks: Sequence[Chunk]) -> tuple[list[ChunkGroup], int]:
     groups, count = [], 0
     for chunk in chunks:
-        groups.append(ChunkGroup(slots, count, count + len(chunk.tokens), chunk.slot, chunk.start))
+        groups.append(ChunkGroup(slots, count, count + len(chunk.tokens), chunk.slot, chunk.start, chunk.edit))
         count += len(chunk.tokens)
     return groups, count
 
 
 def _row_groups(slots: Slots, rows: Sequence[Row], first: int) -> tuple[list[RowGroup], list[int], list[int]]:
-    """Groups rows for attention: slots with equally many rows and the same steerer together.
+    """Groups rows for attention: slots with equally many rows together, those that steer apart from those that do not.
 
     Returns the groups, the order in which the rows are computed, and the scratch column of each row.
     """
     by_slot: dict[int, list[int]] = {}
     for index, row in enumerate(rows):
         by_slot.setdefault(row.slot, []).append(index)
-    bundles: dict[Any, list[int]] = {}
+    bundles: dict[tuple[int, bool], list[int]] = {}
     for slot, members in by_slot.items():
-        edit = next((rows[i].edit for i in members if rows[i].edit), None)
-        key = (len(members), edit.steerer if edit else None)
+        key = (len(members), any(rows[i].edit is not None for i in members))
         bundles.setdefault(key, []).append(slot)
     groups: list[RowGroup] = []
     order: list[int] = []
@@ -201,7 +217,6 @@ def _close(slots: list[int], num_rows: int) -> list[list[int]]:
 
 def _group(slots: Slots, rows: Sequence[Row], by_slot: dict[int, list[int]], part: list[int], first: int) -> RowGroup:
     members = [[rows[i] for i in by_slot[slot]] for slot in part]
-    steerer = next((row.edit.steerer for per_slot in members for row in per_slot if row.edit), None)
     return RowGroup(
         store=slots,
         first=first,
@@ -210,8 +225,5 @@ def _group(slots: Slots, rows: Sequence[Row], by_slot: dict[int, list[int]], par
         slots=part,
         num_rows=len(members[0]),
         positions=[[row.position for row in per_slot] for per_slot in members],
-        steerer=steerer,
-        active=[[row.edit.layers if row.edit else frozenset() for row in per_slot] for per_slot in members]
-        if steerer
-        else None,
+        edits=[[row.edit for row in per_slot] for per_slot in members],
     )

@@ -29,13 +29,14 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """Consecutive prompt tokens of `slot`, stored raw by the forward that computes them, from position `start` on.
+    """Consecutive tokens of `slot`, stored by the forward that computes them, from position `start` on.
 
-    `start` must be the slot's length. Rows of the same slot in the same forward see the chunk's tokens.
+    `start` must be the slot's length. Rows of the same slot in the same forward see the chunk's tokens. `edit`: how
+    its tokens are steered, None for raw. `num_logits`: for how many of its last tokens logits are asked.
     """
 
     slot: int
     tokens: Sequence[int]
     start: int
-    wants_logits: bool = False
-    """Whether the logits after the chunk's last token are asked for."""
+    num_logits: int = 0
+    edit: Edit | None = None

@@ -32,6 +32,7 @@ class Slots:
     def __init__(self, shapes: Sequence[LayerShape], num_slots: int, capacity: int) -> None:
         self.num_slots, self.capacity = num_slots, capacity
         self.lengths = [0] * num_slots
+        self.prompts = [0] * num_slots
         self.spans: list[tuple[int, int]] = [(0, 0)] * num_slots
         self.weights = torch.zeros(num_slots, capacity)
         self.keys: list[torch.Tensor] = [torch.empty(0)] * len(shapes)
@@ -54,9 +55,9 @@ class Slots:
         """Bytes of key and value storage."""
         return sum(block.numel() * block.element_size() for block in self._blocks)
 
-    def open(self, slot: int, positions: Sequence[int], weights: Sequence[float]) -> None:
-        """Empties `slot` for a new sequence whose span is `positions`, with a weight each."""
-        self.lengths[slot] = 0
+    def open(self, slot: int, num_tokens: int, positions: Sequence[int], weights: Sequence[float]) -> None:
+        """Empties `slot` for a new prompt of `num_tokens` tokens whose span is `positions`, with a weight each."""
+        self.lengths[slot], self.prompts[slot] = 0, num_tokens
         self.set_span(slot, positions, weights)
 
     def set_span(self, slot: int, positions: Sequence[int], weights: Sequence[float]) -> None:

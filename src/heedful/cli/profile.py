@@ -1,0 +1,57 @@
+"""`heedful profile`: finds the attention heads that a method should steer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from heedful.cli import options
+from heedful.profiling import Profiler, Settings
+
+app = typer.Typer(no_args_is_help=True, help="Find what a method should steer in a model.")
+
+
+@app.callback()
+def profiles() -> None:
+    """Find what a method should steer in a model."""
+
+
+@app.command()
+def pasta(
+    data: Annotated[Path, typer.Option(help="JSONL of prompts with marked instructions.")],
+    metric: Annotated[str, typer.Option(help="json, regex, regex:PATTERN, exact or ifeval.")],
+    out: Annotated[Path, typer.Option(help="The profile; its scores are kept beside it.")] = Path("heads.json"),
+    top_k: Annotated[int, typer.Option(help="Heads to keep.")] = Settings.top_k,
+    strength: Annotated[float, typer.Option(help="How strongly to steer (α).")] = Settings.strength,
+    rows: Annotated[int, typer.Option(help="Lines of the data to use.")] = Settings.num_rows,
+    screen_rows: Annotated[int, typer.Option(help="Lines on which every head is tried first.")] = Settings.screen_rows,
+    keep: Annotated[int | None, typer.Option(help="Heads that go on to all lines.")] = Settings.keep,
+    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", "-n")] = Settings.max_new_tokens,
+    batch: Annotated[int, typer.Option(help="Answers at a time.")] = 32,
+    model: options.Model = None,
+    device: options.Device = "cpu",
+    dtype: options.Dtype = "auto",
+) -> None:
+    """Steer one head at a time, rank the heads by METRIC, write the best as {"layer": [heads]}."""
+    settings = Settings(str(data), metric, top_k, strength, rows, screen_rows, keep, max_new_tokens)
+    console = Console(stderr=True, highlight=False)
+    profiler = Profiler(options.load_quietly(model, device, dtype), settings, out)
+    each = profiler.seconds_each(batch)
+    cost = f", about {each * profiler.num_answers / 60:.0f} min" if each else ""
+    console.print(f"{profiler.num_answers} answers of at most {max_new_tokens} tokens to generate{cost}")
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task("screening", total=None)
+        profile = profiler.run(
+            batch,
+            lambda now: bar.update(
+                task, completed=now.done, total=now.total, description="screening" if now.is_screen else "scoring"
+            ),
+        )
+    best = sorted(profile.scores.items(), key=lambda item: (-item[1], item[0]))[:5]
+    console.print(f"plain {profile.plain:.3f}; best heads alone: " + ", ".join(f"{h} {s:.3f}" for h, s in best))
+    print(out)
