@@ -20,7 +20,7 @@ from heedful import __version__, data
 from heedful.bench import sequential
 from heedful.bench.shapes import random_model
 from heedful.checks import finite, whole
-from heedful.decode import Decoder, Request, capacity_for
+from heedful.decode import Decoder, Request, capacity_for, slots_for
 from heedful.directer import Directer
 from heedful.engine import Engine
 from heedful.gate import Plausibility
@@ -152,7 +152,7 @@ class Contest:
 
     def _decoder(self, requests: list[Request]) -> Decoder:
         capacity = max(capacity_for(request, self.engine.num_layers) for request in requests)
-        return Decoder(self.engine, len(requests), capacity)
+        return Decoder(self.engine, slots_for(requests, len(requests)), capacity)
 
     def _wait(self) -> None:
         if self.engine.device.type == "cuda":
