@@ -21,7 +21,9 @@ ORDER = [
     {"ranking"},
     {"decode", "scoring"},
     {"generate"},
-    {"hf", "comparison", "profiling"},
+    {"hf", "comparison"},
+    {"eval"},
+    {"profiling"},
     {"bench"},
     {"cli"},
 ]

@@ -266,19 +266,14 @@ COLUMNS = {"exact": ("expected",), "regex": ("regex",), "ifeval": ("instruction_
 
 def _ifeval() -> Metric:
     """The share of a row's instructions that lm-eval's own checkers find followed (strict)."""
-    try:
-        from lm_eval.tasks.ifeval.instructions_registry import INSTRUCTION_DICT
-    except ImportError as error:
-        raise OptionError(f"metric 'ifeval' needs the eval extra: pip install 'heedful[eval]' ({error})") from error
+    from heedful.eval import ifeval
 
-    def followed(row: Record, text: str) -> float:
-        verdicts = []
-        for name, kwargs in zip(row.columns["instruction_id_list"], row.columns["kwargs"], strict=True):
-            checker = INSTRUCTION_DICT[name](name)
-            checker.build_description(**{key: value for key, value in kwargs.items() if value is not None})
-            if "prompt" in (checker.get_instruction_args_keys() or ()):
-                checker.build_description(prompt=str(row.columns.get("original_prompt", "")))
-            verdicts.append(bool(text.strip()) and bool(checker.check_following(text)))
-        return statistics.fmean(verdicts)
+    ifeval.check()
 
-    return followed
+    def share(row: Record, text: str) -> float:
+        columns = row.columns
+        prompt = str(columns.get("original_prompt", columns.get("prompt", "")))
+        strict, _ = ifeval.followed(columns["instruction_id_list"], columns["kwargs"], prompt, text)
+        return statistics.fmean(strict)
+
+    return share

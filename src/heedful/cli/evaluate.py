@@ -1,0 +1,92 @@
+"""`heedful eval`: runs benchmarks under several methods, and reports what came out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markdown import Markdown
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from heedful.checks import choice, whole
+from heedful.cli import options
+from heedful.errors import OptionError
+
+app = typer.Typer(no_args_is_help=True, help="Measure methods on benchmarks, and report.")
+
+
+@app.command("run")
+def run_task(
+    task: Annotated[str, typer.Argument(help="ifeval, ifeval-split, gsm8k-format or lifbench.")],
+    data: Annotated[
+        list[Path], typer.Option(help="JSONL of the task's rows. May be repeated (LIFBench: a subtask each).")
+    ],
+    out: Annotated[Path, typer.Option(help="Folder for answers, verdicts and the report.")],
+    methods: Annotated[str, typer.Option(help="Separated by commas, as in `heedful compare`.")] = "none,directer",
+    limit: Annotated[int | None, typer.Option(help="Only the first rows of each file.")] = None,
+    shard: Annotated[str | None, typer.Option(help="i/n: every n-th row, from the i-th on (from 0).")] = None,
+    max_new_tokens: options.NewTokens = None,
+    batch: Annotated[int, typer.Option(help="Answers at a time.")] = 32,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run that --out holds.")] = False,
+    model: options.Model = None,
+    device: options.Device = "cpu",
+    dtype: options.Dtype = "auto",
+) -> None:
+    """Run TASK under every method; write each answer as it comes, then the report."""
+    from heedful import data as files
+    from heedful.eval import report, run
+    from heedful.eval.tasks import TASKS, examples
+    from heedful.methods import parse_method
+
+    choice("task", task, tuple(TASKS))
+    whole("batch", batch, low=1)
+    if limit is not None:
+        whole("limit", limit, low=1)
+    named = {name.strip(): parse_method(name.strip()) for name in methods.split(",") if name.strip()}
+    if not named:
+        raise OptionError("name at least one method")
+    records = [record for path in data for record in files.read(path, limit)]
+    found, failed = examples(TASKS[task], _shard(records, shard))
+    console = Console(stderr=True, highlight=False)
+    for where, why in failed.items():
+        console.print(f"left out: {where}: {why}", style="yellow", markup=False)
+    TASKS[task].check()
+    lm = options.load_quietly(model, device, dtype)
+    plan = run.Plan(TASKS[task], found, named, out, batch, max_new_tokens)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, TextColumn("{task.fields[speed]}"), console=console) as bar:
+        bars = {name: bar.add_task(name, total=len(found), speed="") for name in named}
+        run.run(lm, plan, resume=resume, report=lambda now: _advance(bar, bars, now))
+    runs = report.read(out)
+    print(report.write(out, runs))
+
+
+def _shard(records: list[Any], shard: str | None) -> list[Any]:
+    if shard is None:
+        return records
+    index, slash, count = shard.partition("/")
+    if not (slash and index.isdecimal() and count.isdecimal() and int(index) < int(count)):
+        raise OptionError(f"--shard must be i/n with i from 0 to n - 1; got {shard!r}")
+    return records[int(index) :: int(count)]
+
+
+def _advance(bar: Progress, bars: dict[str, Any], now: Any) -> None:
+    task = bar.tasks[bars[now.method]]
+    speed = f"{now.num_tokens / task.elapsed:.0f} tokens/s" if task.elapsed else ""
+    bar.update(bars[now.method], completed=now.done, speed=speed)
+
+
+@app.command("report")
+def make_report(
+    folders: Annotated[list[Path], typer.Argument(help="Folders of runs; shards of one run are merged.")],
+    out: Annotated[Path | None, typer.Option(help="Where to write it; else into the first folder.")] = None,
+) -> None:
+    """Make the report of one or more runs anew, and show it."""
+    from heedful.eval import report
+
+    runs = report.merge([run for folder in folders for run in report.read(folder)])
+    path = report.write(out or folders[0], runs)
+    Console(highlight=False).print(Markdown(report.markdown(runs)))
+    print(path)

@@ -1,0 +1,1 @@
+"""Benchmarks: whether answers follow their instructions, judged by rules."""

@@ -1,0 +1,233 @@
+"""Evaluation: verdicts, statistics checked by hand, and runs that end in the same bytes however often killed."""
+
+import json
+import random
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import heedful
+from heedful import data
+from heedful.cli import app
+from heedful.errors import HeedfulError, OptionError
+from heedful.eval import gsm8k, ifeval, report, run, statistics, textstats
+from heedful.eval.tasks import TASKS, Example, examples
+from heedful.methods import parse_method
+
+SHARED = Path(__file__).parents[2] / "shared" / "data"
+needs_data = pytest.mark.skipif(not SHARED.exists(), reason="the development data is not beside the checkout")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ('{"reasoning": "2 + 2", "answer": 4}', (1, 1)),
+        ('{"reasoning": "2 + 2", "answer": 4.0}\n', (1, 1)),
+        ('{"reasoning": "2 + 2", "answer": 5}', (1, 0)),
+        ('{"reasoning": "2 + 2", "answer": 4', (0, 1)),
+        ('```json\n{"reasoning": "2 + 2", "answer": 4}\n```', (0, 1)),
+        ('{"reasoning": "2 + 2", "answer": "4"}', (0, 1)),
+        ('{"reasoning": "x", "answer": 4, "more": 1}', (0, 1)),
+        ('{"reasoning": "x", "reasoning": "y", "answer": 4}', (0, 1)),
+        ('{"reasoning": 7, "answer": 4}', (0, 1)),
+        ('{"reasoning": "x", "answer": true}', (0, 0)),
+        ('{"reasoning": "x", "answer": NaN}', (0, 0)),
+        ("It is 2 + 2 = 4", (0, 1)),
+        ("It is $1,004.", (0, 0)),
+        ("", (0, 0)),
+        ("[" * 100_000, (0, 0)),
+    ],
+)
+def test_gsm8k_format(text: str, expected: tuple[int, int]) -> None:
+    found = gsm8k.judge(text, 4.0)
+    assert (int(found.has_format), int(found.is_right)) == expected
+
+
+def test_gsm8k_prompt_and_gold() -> None:
+    text, (start, stop) = gsm8k.prompt("How many?")
+    assert text[start:stop] == gsm8k.INSTRUCTION
+    assert gsm8k.gold("because\n#### 1,234") == 1234.0
+
+
+@needs_data
+def test_ifeval_gives_the_stored_verdicts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """540 stored answers of GPT-4 and the official checker's verdicts; keys 1122 and 1129 are random everywhere."""
+    nltk = pytest.importorskip("nltk")
+    pytest.importorskip("lm_eval")
+    monkeypatch.setattr(nltk.data, "path", [str(SHARED / "nltk_data")])
+    ifeval.check()
+    folder = SHARED / "ifeval"
+    rows = {r.columns["prompt"]: r.columns for r in data.read(folder / "input_data.jsonl")}
+    stored = {
+        kind: {r.columns["prompt"]: r.columns for r in data.read(folder / f"gpt4_checked_{kind}.jsonl")}
+        for kind in ("strict", "loose")
+    }
+    wrong = []
+    for answer in data.read(folder / "gpt4_responses.jsonl"):
+        prompt, text = answer.columns["prompt"], answer.columns["response"]
+        row = rows[prompt]
+        random.seed(0)
+        strict, loose = ifeval.followed(row["instruction_id_list"], row["kwargs"], prompt, text)
+        same = (
+            strict == stored["strict"][prompt]["follow_instruction_list"]
+            and loose == stored["loose"][prompt]["follow_instruction_list"]
+        )
+        if not same:
+            wrong.append(row["key"])
+    assert set(wrong) <= {1122, 1129}
+
+
+def test_missing_punkt_is_told_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    nltk = pytest.importorskip("nltk")
+    pytest.importorskip("lm_eval")
+    monkeypatch.setattr(nltk.data, "path", [])
+    with pytest.raises(OptionError, match=r"nltk.downloader punkt_tab"):
+        ifeval.check()
+
+
+def test_textstats() -> None:
+    assert textstats.describe("a b c d a b c d") == {"words": 8.0, "distinct_2": 4 / 7, "repetition": 1 - 4 / 5}
+    assert textstats.describe("") == {"words": 0.0, "distinct_2": 1.0, "repetition": 0.0}
+
+
+def test_statistics() -> None:
+    baseline = {str(i): (float(i < 10), 1.0) for i in range(40)}
+    better = {str(i): (float(2 <= i < 20), 1.0) for i in range(40)}
+    found = statistics.paired(better, baseline)
+    assert (found.fixed, found.broken) == (10, 2)
+    assert found.difference.value == pytest.approx(0.2)
+    assert found.p_value == pytest.approx(2 * (1 + 12 + 66) / 2**12)  # a fair coin: 12 throws, at most 2 of one side
+    assert found.difference.low < 0.2 < found.difference.high
+    assert not found.is_noise
+    assert statistics.paired(baseline, baseline).is_noise
+    assert statistics.paired(baseline, baseline).p_value == 1.0
+    instructions = statistics.mean({"a": (1.0, 3.0), "b": (2.0, 2.0)})
+    assert instructions.value == pytest.approx(3 / 5)
+    with pytest.raises(ValueError, match="no prompt in common"):
+        statistics.paired({"a": (1.0, 1.0)}, {"b": (1.0, 1.0)})
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("data") / "gsm.jsonl"
+    rows = [{"question": f"What is {i} + {i}?", "answer": f"#### {2 * i}"} for i in range(1, 6)]
+    rows.insert(2, {"question": "broken"})
+    path.write_text("\n".join(map(json.dumps, rows)))
+    return path
+
+
+def plan(file: Path, out: Path, methods: str = "none,directer", **more: Any) -> run.Plan:
+    task = TASKS["gsm8k-format"]
+    found, _ = examples(task, data.read(file))
+    named = {name: parse_method(name) for name in methods.split(",")}
+    return run.Plan(task, found, named, out, **{"batch": 3, "max_new_tokens": 6} | more)
+
+
+def answers(out: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted((out / "gsm8k-format").glob("*.jsonl"))}
+
+
+@pytest.fixture(scope="module")
+def whole(lm: heedful.LM, file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("whole")
+    run.run(lm, plan(file, out))
+    return out
+
+
+def test_a_run_says_what_happened(whole: Path, lm: heedful.LM) -> None:
+    (found,) = report.read(whole)
+    assert set(found.records) == {"none", "directer"}
+    record = found.records["directer"]["1"]
+    assert record["generated_tokens"] <= 6
+    start, stop, _ = record["spans"][0]
+    assert record["prompt"][start:stop] == gsm8k.INSTRUCTION
+    assert record["points"].keys() == {"format", "task", "joint"}
+    assert sum(record["steps"]["accepted_by_layers"].values()) == record["steps"]["accepted"]
+    assert [r["key"] for r in map(json.loads, answers(whole)["none.jsonl"].decode().splitlines())] == list("12456")
+
+
+def test_killed_and_resumed_is_the_same_bytes(lm: heedful.LM, file: Path, whole: Path, tmp_path: Path) -> None:
+    dice, kills = random.Random(0), 0
+    for attempt in range(40):
+        fuse = iter(range(dice.randint(0, 2)))
+
+        def stop(now: run.Progress, fuse: Any = fuse) -> None:
+            if next(fuse, None) is None:
+                raise KeyboardInterrupt
+
+        try:
+            run.run(lm, plan(file, tmp_path), resume=attempt > 0, report=stop)
+            break
+        except KeyboardInterrupt:
+            kills += 1
+            for journal in (tmp_path / "gsm8k-format").glob("*.part.jsonl"):
+                with journal.open("a") as cut:
+                    cut.write('{"key": "1", "text": "ha')
+    assert kills > 2
+    assert answers(tmp_path) == answers(whole)
+
+
+def test_another_run_is_refused(lm: heedful.LM, file: Path, whole: Path) -> None:
+    with pytest.raises(OptionError, match="holds a run already"):
+        run.run(lm, plan(file, whole))
+    with pytest.raises(OptionError, match="another max_new_tokens"):
+        run.run(lm, plan(file, whole, max_new_tokens=7), resume=True)
+    with pytest.raises(OptionError, match="another methods"):
+        run.run(lm, replace(plan(file, whole), methods={"directer": heedful.Directer(3.0)}), resume=True)
+    before = answers(whole)
+    run.run(lm, plan(file, whole), resume=True)
+    assert answers(whole) == before
+
+
+def test_one_bad_row_never_stops_a_run(
+    lm: heedful.LM, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = plan(file, tmp_path, "directer")
+    long = Example("long", "word " * 9000, [(0, 4)], 5, made.examples[0].columns)
+    unmarked = Example("unmarked", "x", None, 5, made.examples[0].columns)
+    made = run.Plan(made.task, [long, *made.examples[:1], unmarked], made.methods, tmp_path, 3, 4)
+    run.run(lm, made)
+    (found,) = report.read(tmp_path)
+    records = found.records["directer"]
+    assert "context" in records["long"]["failed"]
+    assert "failed" in records["unmarked"]
+    assert "failed" not in records["1"]
+    assert "**2 rows failed**" in report.markdown([found])
+    assert found.points("directer", "joint")["long"] == (0.0, 1.0)
+
+
+def test_a_full_disk_is_one_line(lm: heedful.LM, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(run, "_rewrite", full)
+    with pytest.raises(HeedfulError, match=r"No space left on device; what is there is kept"):
+        run.run(lm, plan(file, tmp_path))
+
+
+def test_the_commands(
+    lm: heedful.LM, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("heedful.cli.options.load_quietly", lambda *_: lm)
+    base = ["eval", "run", "gsm8k-format", "--data", str(file), "-n", "3"]
+    for part in ("0/2", "1/2"):
+        folder = tmp_path / part.replace("/", "of")
+        app([*base, "--out", str(folder), "--shard", part], standalone_mode=False)
+        assert ("left out: line 3" in capsys.readouterr().err) == (part == "0/2")
+    app(
+        ["eval", "report", str(tmp_path / "0of2"), str(tmp_path / "1of2"), "--out", str(tmp_path)],
+        standalone_mode=False,
+    )
+    text = (tmp_path / "report.md").read_text()
+    assert "none 5, directer 5" in text
+    assert "inside the noise" in text
+    assert json.loads((tmp_path / "summary.json").read_text())["gsm8k-format"]["none"]["joint"] == 0.0
+    for wrong in (["--shard", "2/2"], ["--limit", "0"], ["--methods", "nope"], ["--methods", ","]):
+        with pytest.raises(OptionError):
+            app([*base, "--out", str(tmp_path / "new"), *wrong], standalone_mode=False)
+    with pytest.raises(OptionError, match="unknown task"):
+        app(["eval", "run", "speed", "--data", str(file), "--out", str(tmp_path)], standalone_mode=False)
+    with pytest.raises(OptionError, match="holds no run"):
+        app(["eval", "report", str(file.parent)], standalone_mode=False)
