@@ -10,7 +10,7 @@ import heedful
 from heedful.cli import app
 from heedful.constraints import constraint
 from heedful.errors import OptionError
-from heedful.methods import NAMES, method_by_name, parse_method
+from heedful.methods import NAMES, method_by_name, parse_method, parse_methods
 from heedful.scoring import score
 
 PROMPT = "Name three rivers. <heed>Do not use any commas.</heed>"
@@ -50,7 +50,9 @@ def test_figures_are_the_raw_models(lm: heedful.LM, rows: list[heedful.Compared]
         assert row.perplexity == pytest.approx(math.exp(-float(log_probs.mean())), rel=1e-3)
         assert row.changed == int((logits.argmax(-1) != torch.tensor(answer)).sum())
         assert row.checks == {"no_comma": "," not in row.result.text, "regex:^[A-Z]": row.result.text[0].isupper()}
-        assert row.tokens_per_second > 0
+        stats = row.result.stats
+        seconds = stats.prefill_seconds + stats.ranking_seconds + stats.decode_seconds
+        assert row.tokens_per_second == pytest.approx(stats.generated_tokens / seconds)
     assert rows[0].changed == 0
 
 
@@ -105,7 +107,14 @@ def test_methods_by_name() -> None:
             assert (method.recipe().gate is not None) == (name.endswith("-gated") or name == "directer")
     assert parse_method("static:strength=7:level=2") == heedful.KeyScaling(7, level=2)
     assert parse_method("spotlight-gated:threshold=0.2") == heedful.SpotLight(gate=heedful.Plausibility(0.2))
-    for wrong in ("nope", "static:speed=1", "static:strength", "none:strength=1", "none-gated", "directer-gated"):
+    assert parse_method("directer:ranking=random:1") == heedful.Directer(ranking="random:1")
+    assert parse_method('pasta:heads={"0": [1]}') == heedful.Pasta({0: [1]})
+    assert list(parse_methods('none, static:layers=[0,1],pasta:heads={"0":[1,2]}'))[1] == "static:layers=[0,1]"
+    for wrong in (
+        *("nope", "static:speed=1", "static:strength", "none:strength=1", "none-gated", "directer-gated"),
+        *("static:layers=3", "spotlight:layers=1", "pasta:heads=3", "pasta:heads=[1]", "directer:ranking=3"),
+        *("pasta:profile=3", "pasta:profile=x:heads=1", "static:gate=1", 'static:strength="7"', "spotlight:pooled=no"),
+    ):
         with pytest.raises(OptionError):
             parse_method(wrong)
 

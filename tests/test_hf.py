@@ -128,3 +128,37 @@ def test_what_cannot_be_honoured_is_refused(model: Any, more: dict[str, Any], er
     with pytest.raises(heedful.HeedfulError, match=error):
         generate(model, heedful.Directer(), **{"instruction_mask": MASK, **more})
     assert model.config._attn_implementation != "heedful"
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        heedful.Directer(compat="released"),
+        heedful.KeyScaling(3.0, level=1),
+        heedful.SpotLight(0.4),
+        heedful.SpotLight(0.4, gate=heedful.Plausibility(0.3)),
+        heedful.InstABoost(4.0),
+        heedful.Pasta({2: [1, 3], 9: [0]}),
+        heedful.ContextAware(1.0),
+        heedful.Anchoring(2.0, gate=heedful.Plausibility(0.3)),
+    ],
+)
+def test_every_method_is_the_librarys(lm: heedful.LM, method: Any) -> None:
+    encoded = lm.encode("Name a river. <heed>Use no commas.</heed> Now.")
+    mask = torch.zeros(1, len(encoded.token_ids))
+    mask[0, list(encoded.span.positions)] = 1.0
+    out = lm.model.generate(
+        torch.tensor([encoded.token_ids]),
+        instruction_mask=mask,
+        custom_generate=heedful.hf.custom_generate(method),
+        max_new_tokens=8,
+        do_sample=False,
+    )
+    ours = lm.generate("Name a river. <heed>Use no commas.</heed> Now.", method=method, max_new_tokens=8)
+    assert out[0, len(encoded.token_ids) :].tolist()[: len(ours.token_ids)] == list(ours.token_ids)
+
+
+@pytest.mark.parametrize("method", ["directer", heedful.Directer])
+def test_what_is_no_method(lm: heedful.LM, method: Any) -> None:
+    with pytest.raises(heedful.OptionError, match="method must be"):
+        lm.generate("Name a river. <heed>Use no commas.</heed>", method=method, max_new_tokens=2)

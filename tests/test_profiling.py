@@ -85,6 +85,11 @@ def test_a_killed_run_goes_on(lm: heedful.LM, file: Path, tmp_path: Path, monkey
     again.run(4)
     assert len(asked) == 8
     assert json.loads(out.read_text()) == {"0": [2, 7]}
+    other = replace(lm.engine.shape, name="other")
+    with monkeypatch.context() as patch:
+        patch.setattr(type(lm.engine), "shape", other)
+        with pytest.raises(OptionError, match=r"begun with name = .* now it is 'other'"):
+            Profiler(lm, settings(file), out)
     with pytest.raises(OptionError, match=r"begun with strength = 0.01, now it is 0.5"):
         Profiler(lm, settings(file, strength=0.5), out)
     file.write_text(file.read_text() + "\n" + json.dumps(ROWS[0]))
@@ -193,8 +198,38 @@ def test_the_command(
     monkeypatch.setattr("heedful.cli.options.load_quietly", lambda *_: lm)
     out = tmp_path / "deep" / "heads.json"
     options = ["--data", str(file), "--metric", "json", "--top-k", "2", "--keep", "2", "-n", "2", "--out", str(out)]
+    options += ["--strength", "0.2", "--rows", "1", "--screen-rows", "1"]
     app(["profile", "pasta", *options], standalone_mode=False)
     shown = capsys.readouterr()
     assert shown.out.strip() == str(out)
     assert "answers of at most 2 tokens" in shown.err
     assert sum(map(len, json.loads(out.read_text()).values())) == 2
+    made = json.loads((out.parent / "heads.scores.jsonl").read_text().splitlines()[0])["settings"]
+    assert (made["strength"], made["num_rows"], made["screen_rows"]) == (0.2, 1, 1)
+
+
+@pytest.mark.parametrize("text", ["", "[1]\n", '{"model": null}\n', "\xff\xfe"])
+def test_scores_that_are_none(lm: heedful.LM, file: Path, tmp_path: Path, text: str) -> None:
+    (tmp_path / "heads.scores.jsonl").write_bytes(text.encode("latin-1"))
+    with pytest.raises(OptionError, match=r"is no profile's scores"):
+        Profiler(lm, settings(file), tmp_path / "heads.json")
+    with pytest.raises(OptionError, match=r"a file of its own"):
+        Profiler(lm, settings(file), tmp_path)
+    with pytest.raises(OptionError, match=r"a file of its own"):
+        Profiler(lm, settings(file), file)
+
+
+def test_rows_that_cannot_be_scored_are_told_of_first(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps(ROWS[0]) + "\n" + json.dumps({**ROWS[1], "regex": "("}) + "\n")
+    with pytest.raises(DataError, match=r"cannot score line 2 of"):
+        metric("regex", data.read(path))
+    path.write_text(json.dumps({"prompt": "a\u2028b <heed>c</heed>"}, ensure_ascii=False) + "\n", encoding="utf-8-sig")
+    assert data.read(path)[0].columns["prompt"].startswith("a\u2028b")
+    path.write_text(json.dumps({"task": "B", "split_prompt": "A. B"}) + "\n")
+    with pytest.raises(DataError, match=r"line 1 of .* task and more"):
+        data.read(path)[0].prompt  # noqa: B018
+    for spans in ([[0]], "abc", [[0, None]], 5):
+        path.write_text(json.dumps({"original_prompt": "abc", "original_spans": spans}) + "\n")
+        with pytest.raises(DataError, match=r"must be pairs"):
+            data.read(path)[0].prompt  # noqa: B018

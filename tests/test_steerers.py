@@ -23,6 +23,7 @@ some_families = pytest.mark.parametrize("name", ["llama", "mistral", "gemma2", "
 NEW = 8
 HEADS = {0: [1], 1: [0, 3], 3: [2]}
 SPAN = tuple(families.SPAN)
+FRONT = tuple(range(17))  # some rows, or all of a narrow window's, see nothing else
 SCATTERED = (3, 4, 9, 12, 13, 19)  # the last prompt token too
 
 
@@ -70,7 +71,7 @@ def seen_logits(engine: Engine, wanted: Any) -> tuple[list[int], list[torch.Tens
 
 
 @every_family
-@pytest.mark.parametrize("span", [SPAN, SCATTERED], ids=["one run", "scattered"])
+@pytest.mark.parametrize("span", [SPAN, SCATTERED, FRONT], ids=["one run", "scattered", "front"])
 @pytest.mark.parametrize("kind", list(methods(SPAN, 1)))
 def test_as_published_is_the_edited_matrix(name: str, kind: str, span: tuple[int, ...]) -> None:
     engine, ids = engine_of(name), families.prompt(1)
@@ -80,6 +81,8 @@ def test_as_published_is_the_edited_matrix(name: str, kind: str, span: tuple[int
     for step, got in enumerate(logits):
         expected = reference.logits(ids + tokens[:step])
         torch.testing.assert_close(got, expected, atol=1e-4, rtol=1e-5)
+    if kind.startswith("spotlight") and span == FRONT:
+        return  # the span's share is above ψ already
     assert not torch.allclose(logits[0], plain.logits(ids), atol=1e-3)  # the edit does something
 
 
@@ -192,7 +195,7 @@ def test_pieces_and_company_change_nothing(name: str, kind: str, monkeypatch: py
     assert [new_tokens(a) for a in run(engine, wanted, 3)] == alone
 
 
-def share(engine: Engine, edit: Edit | None, ids: list[int]) -> torch.Tensor:
+def share(engine: Engine, edit: Edit | None, ids: list[int], weights: Any = None) -> torch.Tensor:
     """The share of the last layer's attention on the span, as an edit of its own sees it: (heads,)."""
     seen: list[torch.Tensor] = []
 
@@ -203,7 +206,7 @@ def share(engine: Engine, edit: Edit | None, ids: list[int]) -> torch.Tensor:
             seen.append(scores.softmax(-1)[..., span.start : span.stop].mul(span.weights > 0).sum(-1).flatten())
 
     slots = engine.slots(1, 64)
-    slots.open(0, len(ids), SPAN, [1.0] * len(SPAN))
+    slots.open(0, len(ids), SPAN, weights or [1.0] * len(SPAN))
     engine.forward(slots, [], [Chunk(0, ids[:-1], 0)])
     engine.forward(slots, [Row(ids[-1], len(ids) - 1, 0, Edit(Spy(), frozenset([0])))])
     return seen[0]
@@ -331,6 +334,87 @@ def test_contrast_of_a_prompt_that_is_all_instruction() -> None:
     assert len(new_tokens(answer)) == 4
 
 
+def test_a_span_of_everything_and_weights_of_spotlight_and_pasta() -> None:
+    engine, ids = engine_of("llama"), families.prompt(3)
+    gated = replace(heedful.SpotLight(0.5), gate=heedful.Plausibility(0.0)).recipe()
+    (answer,) = run(engine, [request(ids, gated, range(len(ids)), 4)])
+    assert all(0 < step.p_top <= 1 and step.decision == "accepted" for step in answer.steps)
+    here, weights = frozenset([0]), [0.5] * len(SPAN)
+    plain = share(engine, None, ids)
+    whole = share(engine, Edit(heedful.SpotLight(0.9), here), ids)
+    half = share(engine, Edit(heedful.SpotLight(0.9), here), ids, weights)
+    torch.testing.assert_close(torch.logit(half) - torch.logit(plain), (torch.logit(whole) - torch.logit(plain)) / 2)
+    lowered = heedful.Pasta({0: [0, 1, 2, 3]}, 0.01)
+    halved = share(engine, Edit(lowered, here), ids, weights)  # span by α^½, rest by α: odds by α^-½
+    odds = torch.logit(halved) - torch.logit(plain)
+    torch.testing.assert_close(odds, torch.full_like(odds, math.log(10.0)), atol=1e-3, rtol=1e-3)
+
+
+def test_pooling_does_not_depend_on_company(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("heedful.decode.PREFILL_TOKENS", 32)
+    engine, recipe = engine_of("llama"), heedful.SpotLight(0.5, pooled=True).recipe()
+    wanted = [request(families.prompt(s, 20 + 7 * s), recipe, SPAN, 3) for s in range(5)]
+    alone = [seen_logits(engine, r)[1] for r in wanted]
+    noted: list[list[torch.Tensor]] = [[] for _ in wanted]
+
+    def note(which: int) -> Any:
+        return lambda ids, logits: (noted[which].append(logits.clone()), logits)[1]
+
+    run(engine, [replace(r, process=note(i)) for i, r in enumerate(wanted)])
+    for one, together in zip(alone, noted, strict=True):
+        torch.testing.assert_close(one, together, atol=1e-4, rtol=1e-5)
+
+
+def test_contrast_in_all_its_ways() -> None:
+    """Processors, EOS, sampling with and without a gate, and statistics that count the second reading."""
+    engine, ids = engine_of("llama"), families.prompt(1)
+    recipe = heedful.ContextAware(3.0).recipe()
+    (free,) = run(engine, [request(ids, recipe, SPAN, NEW)], 2)
+    banned = new_tokens(free)[0]
+
+    def ban(_: Any, logits: torch.Tensor) -> torch.Tensor:
+        return logits.index_fill(0, torch.tensor([banned]), -torch.inf)
+
+    (kept,) = run(engine, [request(ids, recipe, SPAN, NEW, process=ban)], 2)
+    assert banned not in new_tokens(kept)
+    third = new_tokens(free)[2]
+    (ended,) = run(engine, [request(ids, recipe, SPAN, NEW, eos_ids=frozenset({third}))], 2)
+    assert ended.finish_reason == "eos"
+    assert new_tokens(ended) == new_tokens(free)[: new_tokens(free).index(third) + 1]
+    heat = [
+        run(engine, [request(ids, recipe, SPAN, NEW, sampling=heedful.Sampling(1.5, seed=s))], 2)[0] for s in (1, 2)
+    ]
+    assert len({tuple(new_tokens(a)) for a in [free, *heat]}) == 3
+    gated = heedful.ContextAware(3.0, gate=heedful.Plausibility(0.2)).recipe()
+    for seed in range(6):
+        (drawn,) = run(engine, [request(ids, gated, SPAN, NEW, sampling=heedful.Sampling(2.0, seed=seed))], 2)
+        assert all(s.p_raw >= 0.2 * s.p_top * (1 - 1e-5) for s in drawn.steps if s.decision == "accepted")
+    assert free.stats.rows == 2 * (NEW - 1)
+    assert free.stats.forward_passes == NEW
+
+
+def test_a_contrast_counts_the_passes_of_both_readings(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("heedful.decode.PREFILL_TOKENS", 8)
+    engine, calls = engine_of("llama"), []
+    real = engine.forward
+    monkeypatch.setattr(engine, "forward", lambda *a, **k: (calls.append(1), real(*a, **k))[1])
+    (answer,) = run(engine, [request(families.prompt(1, 30), heedful.Anchoring().recipe(), SPAN, 3)], 2)
+    assert answer.stats.forward_passes == len(calls)
+
+
+def test_no_more_answers_at_a_time_than_asked_for() -> None:
+    from heedful.decode import Decoder
+
+    engine, contrast = engine_of("llama"), heedful.ContextAware().recipe()
+    decoder, most = Decoder(engine, 4, 128, max_running=2), 0
+    for seed in range(5):
+        decoder.submit(request(families.prompt(seed), contrast if seed == 4 else None, SPAN, 3))
+    while not decoder.is_idle:
+        decoder.step()
+        most = max(most, sum(answer.leader is None for answer in decoder._running))
+    assert most == 2
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -347,6 +431,19 @@ def test_contrast_of_a_prompt_that_is_all_instruction() -> None:
         (lambda: heedful.KeyScaling(level=-1), "at least 0"),
         (lambda: heedful.KeyScaling(level=1, gate=heedful.Plausibility()), "without|static"),
         (lambda: Recipe(), "exactly one"),
+        (lambda: heedful.KeyScaling(layers=()), "at least one layer"),
+        (lambda: heedful.KeyScaling(layers=3), "list of whole numbers"),
+        (lambda: heedful.KeyScaling("7"), "must be a number"),
+        (lambda: heedful.SpotLight(pooled="no"), "true or false"),
+        (lambda: heedful.SpotLight(gate=0.5), "gate must be"),
+        (lambda: heedful.ContextAware(gate=1), "gate must be"),
+        (lambda: heedful.Pasta({0: 1}), "list of whole numbers"),
+        (lambda: heedful.Pasta(3), "heads must be"),
+        (lambda: heedful.Directer(ranking=3), "ranking must be"),
+        (lambda: heedful.Directer(ranking=None), "ranking must be"),
+        (lambda: heedful.Sampling(1.0, seed=10**30), "at most"),
+        (lambda: heedful.Directer(ranking="random:" + "9" * 30), "unknown ranking"),
+        (lambda: heedful.ContextAware().recipe().span([1], [0.5], 9), "0 or 1 only"),
     ],
 )
 def test_bad_values(make: Any, message: str) -> None:

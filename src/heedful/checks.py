@@ -9,9 +9,11 @@ from heedful.errors import OptionError
 
 def finite(name: str, value: float, *, low: float = 0.0, low_open: bool = False, high: float = math.inf) -> float:
     """`value` as a float, if it is a finite number in [low, high] (or (low, high] with `low_open`)."""
+    if isinstance(value, (bool, str)):
+        raise OptionError(f"{name} must be a number, not {value!r}")
     try:
         number = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise OptionError(f"{name} must be a number, not {value!r}") from None
     inside = low < number if low_open else low <= number
     if not math.isfinite(number) or not inside or number > high:
@@ -20,10 +22,12 @@ def finite(name: str, value: float, *, low: float = 0.0, low_open: bool = False,
     return number
 
 
-def whole(name: str, value: int, *, low: int) -> int:
-    """`value`, if it is an integer of at least `low`."""
+def whole(name: str, value: int, *, low: int, high: int = 2**63 - 1) -> int:
+    """`value`, if it is an integer in [low, high]."""
     if isinstance(value, bool) or not isinstance(value, int) or value < low:
         raise OptionError(f"{name} must be a whole number of at least {low}; got {value!r}")
+    if value > high:
+        raise OptionError(f"{name} must be a whole number of at most {high}; got {str(value)[:40]}")
     return value
 
 

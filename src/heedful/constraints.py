@@ -72,7 +72,7 @@ def constraint(spec: str) -> Constraint:
             return Constraint(spec, pattern(argument))
         if name in WITH_TEXT:
             return Constraint(spec, lambda text: WITH_TEXT[name](text, argument))
-        if name in WITH_NUMBER and argument.isdecimal():
+        if name in WITH_NUMBER and argument.isascii() and argument.isdecimal() and len(argument) < 10:
             return Constraint(spec, lambda text: WITH_NUMBER[name](text, int(argument)))
     raise OptionError(f"unknown check {spec!r}; known: {', '.join(KNOWN)}")
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from heedful.checks import finite
-from heedful.gate import Plausibility
+from heedful.gate import Plausibility, check_gate
 from heedful.recipe import Recipe
 
 
@@ -31,6 +31,7 @@ class ContextAware:
 
     def __post_init__(self) -> None:
         finite("strength", self.strength)
+        check_gate(self.gate)
 
     def hide(self, token_ids: Sequence[int], positions: Sequence[int], neutral_id: int) -> tuple[int, ...]:
         """The prompt with the instruction's tokens taken out; where it is nothing else, one neutral token."""
@@ -64,6 +65,7 @@ class Anchoring:
 
     def __post_init__(self) -> None:
         finite("strength", self.strength, low=1.0)
+        check_gate(self.gate)
 
     def hide(self, token_ids: Sequence[int], positions: Sequence[int], neutral_id: int) -> tuple[int, ...]:
         """The prompt with a neutral token in the place of each of the instruction's."""

@@ -36,18 +36,26 @@ class Record:
         columns = self.columns
         if "split_prompt" in columns and "task" in columns:
             text, task = str(columns["split_prompt"]), str(columns["task"])
+            if not text.startswith(task) or len(text) == len(task):
+                raise DataError(f"line {self.number} of {self.path}: split_prompt must be task and more behind it")
             return text, [(len(task), len(text))]
         if columns.get("original_spans") and "original_prompt" in columns:
-            ranges = [(int(start), int(stop)) for start, stop in columns["original_spans"]]
-            return str(columns["original_prompt"]), ranges
+            return str(columns["original_prompt"]), self.ranges("original_spans")
         self.need(["prompt"], "a prompt file")
         return columns["prompt"], columns.get("instructions")
+
+    def ranges(self, name: str) -> list[tuple[int, int]]:
+        """A column of `[start, stop]` pairs. Raises `DataError` where it is anything else."""
+        try:
+            return [(int(start), int(stop)) for start, stop in self.columns[name]]
+        except (TypeError, ValueError):
+            raise DataError(f"{name} in line {self.number} of {self.path} must be pairs [start, stop]") from None
 
 
 def read(path: str | Path, limit: int | None = None) -> list[Record]:
     """The first `limit` lines (blank ones are passed over). Raises `DataError` with the number of a broken line."""
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
+        lines = Path(path).read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"cannot read {path}: {error}") from error
     records: list[Record] = []

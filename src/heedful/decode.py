@@ -120,8 +120,10 @@ def capacity_for(request: Request, num_layers: int) -> int:
 class Decoder:
     """Continuous batching over slots: `submit` requests at any time, call `step` until `is_idle`."""
 
-    def __init__(self, engine: Engine, num_slots: int, capacity: int) -> None:
+    def __init__(self, engine: Engine, num_slots: int, capacity: int, max_running: int | None = None) -> None:
+        """`max_running`: answers at a time, where that is less than what the slots would hold."""
         self.engine = engine
+        self.max_running = num_slots if max_running is None else max_running
         self.slots: Slots = engine.slots(num_slots, capacity)
         self._free = list(range(num_slots))
         self._waiting: deque[Answer] = deque()
@@ -177,12 +179,14 @@ class Decoder:
         begun = time.perf_counter()
         result = self.engine.forward(self.slots, plan.rows, plan.chunks, capture=plan.captures)
         elapsed = time.perf_counter() - begun
+        counted: set[Answer] = set()
         for item in plan.work:
-            leader = item.sequence.leader
-            stats = item.sequence.stats if leader is None else leader.stats
+            leader = item.sequence.leader or item.sequence
+            stats = leader.stats
             stats.rows += len(item.rows)
-            if leader is not None:
+            if leader in counted:
                 continue
+            counted.add(leader)
             stats.forward_passes += 1
             if item.is_prefill:
                 stats.prefill_seconds += elapsed
@@ -192,6 +196,8 @@ class Decoder:
 
     def _admit(self) -> None:
         while self._waiting and len(self._free) >= self._waiting[0].request.num_slots:
+            if sum(sequence.leader is None for sequence in self._running) >= self.max_running:
+                return
             sequence = self._waiting.popleft()
             for member in (sequence, sequence.twin):
                 if member is not None:
@@ -228,6 +234,11 @@ class Decoder:
         # The last prompt token is a row where it must be probed or steered, else simply the chunk's last.
         stop = len(prompt) - 1 if steers else len(prompt)
         take = min(stop - start, budget)
+        if steers and recipe is not None and recipe.steerer is not None and recipe.steerer.is_pooled:
+            # What is pooled over must not depend on who else is prefilled: cut by the prompt's own length only.
+            take = min(stop - start, PREFILL_TOKENS)
+            if take > budget and budget < PREFILL_TOKENS:
+                return 0
         is_last = start + take == stop
         if recipe is not None and steers and not sequence.edits:
             self._prepare(sequence, recipe)
@@ -440,7 +451,10 @@ class Decoder:
         p = (sequence.raw - sequence.log_total).exp()
         bound = gate.threshold * sequence.top[0][1]  # type: ignore[union-attr]
         plausible = p > bound if gate.strict else p >= bound  # type: ignore[union-attr]
-        return draw(sequence.request.sampling.filter(steered), plausible, sequence.random)
+        filtered = sequence.request.sampling.filter(steered)
+        if not bool((filtered[plausible] > -torch.inf).any()):
+            return token  # a filter of transformers' (typical_p) may drop all that is plausible
+        return draw(filtered, plausible, sequence.random)
 
     def _emit(
         self,

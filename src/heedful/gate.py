@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from heedful.checks import finite
+from heedful.errors import OptionError
 
 
 @dataclass(frozen=True)
@@ -30,3 +32,9 @@ class Plausibility:
         """Whether a steered token of raw probability `p` may be taken."""
         bound = self.threshold * p_top
         return p > bound if self.strict else p >= bound
+
+
+def check_gate(gate: Any) -> None:
+    """Raises `OptionError` unless `gate` is None or can judge as `Plausibility` does."""
+    if gate is not None and not (callable(getattr(gate, "is_open", None)) and callable(getattr(gate, "accepts", None))):
+        raise OptionError(f"gate must be heedful.Plausibility(threshold) or None; got {gate!r}")

@@ -16,7 +16,7 @@ from heedful.engine import Engine
 from heedful.errors import ContextLengthError, HeedfulError, ModelError, OptionError, SpanError
 from heedful.models import resolve
 from heedful.prompt import EncodedPrompt, Instructions, Messages, encode
-from heedful.recipe import Method
+from heedful.recipe import Method, recipe_of
 from heedful.sampling import Sampling
 from heedful.text import TextStream
 from heedful.trace import Stats, Step, Trace
@@ -133,7 +133,7 @@ class LM:
             return
         capacity = max(capacity_for(answer.request, self.engine.num_layers) for answer in answers)
         slots = slots_for([answer.request for answer in answers], num_slots)
-        decoder = Decoder(self.engine, slots, capacity)
+        decoder = Decoder(self.engine, slots, capacity, max_running=num_slots)
         waiting = {decoder.submit(answer.request): answer for answer in answers}
         while not decoder.is_idle:
             for emitted in decoder.step():
@@ -170,13 +170,11 @@ class _Answering:
         self._steps: list[Step] = []
 
     def _request(self, lm: LM, job: Job) -> Request:
-        recipe = job.method.recipe() if job.method is not None else None
-        span = self.encoded.span
-        positions, weights = span.positions, span.weights
+        recipe = recipe_of(job.method)
+        positions, weights = self.encoded.span.positions, self.encoded.span.weights
         if recipe is not None:
             recipe.check(lm.engine.shape)
-        if recipe is not None and recipe.overhang:
-            positions, weights = _hang_over(positions, weights, recipe.overhang, len(self.encoded.token_ids))
+            positions, weights = recipe.span(positions, weights, len(self.encoded.token_ids))
         return Request(
             token_ids=self.encoded.token_ids,
             max_new_tokens=room(len(self.encoded.token_ids), job.max_new_tokens, lm.engine.context_length),
@@ -216,17 +214,6 @@ class _Answering:
 
 
 COUNTED = ("generated_tokens", "gated", "accepted", "rejected", "changed")
-
-
-def _hang_over(
-    positions: tuple[int, ...], weights: tuple[float, ...], overhang: int, prompt_length: int
-) -> tuple[tuple[int, ...], tuple[float, ...]]:
-    """The span with `overhang` more tokens behind each of its runs, as far as the prompt goes."""
-    wide = dict(zip(positions, weights, strict=True))
-    for position, weight in zip(positions, weights, strict=True):
-        for ahead in range(position + 1, min(position + 1 + overhang, prompt_length)):
-            wide.setdefault(ahead, weight)
-    return tuple(sorted(wide)), tuple(wide[position] for position in sorted(wide))
 
 
 def room(prompt_tokens: int, wanted: int | None, context: int | None) -> int:

@@ -18,7 +18,7 @@ from heedful.engine import Engine
 from heedful.engine.support import refuse_cache
 from heedful.errors import OptionError, SpanError
 from heedful.generate import room
-from heedful.recipe import Method
+from heedful.recipe import Method, recipe_of
 
 
 def custom_generate(method: Method | None) -> Callable[..., Any]:
@@ -115,15 +115,16 @@ class _Call:
             raise SpanError("instruction_mask marks no token of a row; mark some, or choose no method")
         warpers = tuple(p for p in self.processors or () if type(p).__name__.endswith("Warper"))
         left = self.config.max_length - len(padded)
-        recipe = self.method.recipe() if self.method is not None else None
+        recipe, marked = recipe_of(self.method), tuple(weights[i] for i in positions)
         if recipe is not None:
             recipe.check(self.engine.shape)
+            positions, marked = recipe.span(positions, marked, len(padded) - first)
         request = Request(
             token_ids=tuple(padded[first:]),
             max_new_tokens=room(len(padded) - first, left, self.engine.context_length),
             recipe=recipe,
             positions=positions,
-            weights=tuple(weights[i] for i in positions),
+            weights=marked,
             sampling=_Warpers(warpers, is_greedy=not self.config.do_sample),
             eos_ids=_ids(self.config.eos_token_id),
             process=self._process(padded[:first]),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
+from pathlib import Path
 from typing import Any
 
 from heedful.checks import choice
@@ -36,16 +38,23 @@ def method_by_name(name: str, options: dict[str, Any] | None = None) -> Method |
     choice("method", name, NAMES)
     kind = METHODS[name.removesuffix(GATED)]
     given = {key: value for key, value in (options or {}).items() if value is not None}
+    if "gate" in given:
+        raise OptionError(f"a gate is asked for by name: {name.removesuffix(GATED)}{GATED}")
     if name.endswith(GATED):
         given["gate"] = Plausibility(given.pop("threshold", Plausibility.threshold))
     profiles = given.pop("profile", None) if kind is Pasta else None
-    known = () if kind is None else tuple(field.name for field in dataclasses.fields(kind))
+    if profiles is not None:
+        paths = [profiles] if isinstance(profiles, (str, Path)) else profiles
+        if "heads" in given or not isinstance(paths, list) or not all(isinstance(p, (str, Path)) for p in paths):
+            raise OptionError("pasta takes either heads or profile, and profile is a file or a list of files")
+    known = () if kind is None else tuple(f.name for f in dataclasses.fields(kind) if f.name != "profiled")
     unused = [key for key in given if key not in known]
     if unused:
-        takes = ", ".join(key for key in known if key != "gate") or "nothing"
+        takes = ", ".join(key for key in known if key not in ("gate", "profiled")) or "nothing"
+        takes += ", profile" if kind is Pasta else ""
         raise OptionError(f"method {name!r} takes no {unused[0]}; it takes {takes}")
     if profiles is not None:
-        return Pasta.from_file(*([profiles] if isinstance(profiles, str) else profiles), **given)
+        return Pasta.from_file(*paths, **given)
     method: Method | None = None if kind is None else kind(**given)
     return method
 
@@ -55,14 +64,21 @@ def parse_method(text: str) -> Method | None:
 
     Values are JSON, or plain text. Raises `OptionError` for an unknown name or option.
     """
-    name, *pairs = text.split(":")
+    name, *pairs = re.split(r":(?=[a-z_]+=)", text)  # a value may hold a colon: ranking=random:1
     options: dict[str, Any] = {}
     for pair in pairs:
-        key, equals, value = pair.partition("=")
-        if not equals:
-            raise OptionError(f"{pair!r} in {text!r} must be an option and its value, as in static:strength=10")
+        key, _, value = pair.partition("=")
         options[key] = _value(value)
     return method_by_name(name, options)
+
+
+def parse_methods(text: str) -> dict[str, Method | None]:
+    """The methods of a list such as `none,static:layers=[0,1],directer`, each under its own text."""
+    names = [name.strip() for name in re.split(r",(?![^\[{]*[\]}])", text)]
+    named = {name: parse_method(name) for name in names if name}
+    if not named:
+        raise OptionError("name at least one method")
+    return named
 
 
 def _value(text: str) -> Any:

@@ -86,6 +86,8 @@ class Profiler:
 
     def __init__(self, lm: LM, settings: Settings, out: Path) -> None:
         self.lm, self.settings, self.out = lm, settings, out
+        if out.is_dir() or not out.name or out.resolve() == Path(settings.data_path).resolve():
+            raise OptionError(f"--out must name a file of its own for the profile; got {str(out)!r}")
         self.rows = data.read(settings.data_path, settings.num_rows)
         self.metric = metric(settings.metric, self.rows)
         self.heads = _all_heads(lm.engine.shape)
@@ -107,7 +109,8 @@ class Profiler:
 
     def _settings(self) -> dict[str, Any]:
         content = Path(self.settings.data_path).read_bytes()
-        return {**asdict(self.settings), "data_sha256": hashlib.sha256(content).hexdigest()}
+        more = {"data_sha256": hashlib.sha256(content).hexdigest(), "dtype": str(self.lm.model.dtype)}
+        return {**asdict(self.settings), **more}
 
     def _encodable(self) -> None:
         """Every prompt is read once now: a row without an instruction should not end a run after an hour."""
@@ -121,22 +124,17 @@ class Profiler:
         path = scores_path(self.out)
         if not path.exists():
             return {}
-        lines = path.read_text(encoding="utf-8").splitlines()
         try:
+            lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
             header = json.loads(lines[0])
-        except (ValueError, IndexError):
+            before = {part: dict(header[part]) for part in ("model", "settings")}
+        except (OSError, ValueError, IndexError, KeyError, TypeError):
             raise OptionError(f"{path} is no profile's scores; choose another --out") from None
-        for part in ("model", "settings"):
-            _same(path, header.get(part, {}), self.header[part])
-        found: dict[Task, float] = {}
-        for line in lines[1:]:
-            try:
-                entry = json.loads(line)
-            except ValueError:
-                continue
-            head = None if entry["layer"] is None else (entry["layer"], entry["head"])
-            found[head, entry["row"]] = entry["score"]
-        return found
+        for part, found in before.items():
+            _same(path, found, self.header[part])
+        entries = filter(None, map(_read_entry, lines[1:]))
+        heads = {None, *self.heads}
+        return {task: score for task, score in entries if task[0] in heads and task[1] in range(len(self.rows))}
 
     def run(self, batch: int, report: Callable[[Progress], None] = lambda _: None) -> Profile:
         """Scores what is missing, `batch` answers at a time, and writes the profile to `out`."""
@@ -197,11 +195,14 @@ class Profiler:
 
     def _write(self, profile: Profile) -> None:
         text = json.dumps({str(layer): heads for layer, heads in profile.heads.items()})
-        _replace(self.out, text + "\n")
+        try:
+            _replace(self.out, text + "\n")
+        except OSError as error:
+            raise OptionError(f"cannot write {self.out}: {error}; its scores are kept") from error
 
     def seconds_each(self, batch: int) -> float:
-        """Seconds an answer takes, measured on one batch of the plain rows (whose scores are kept)."""
-        tasks: list[Task] = [(None, row) for row in range(min(batch, len(self.rows)))]
+        """Seconds an answer takes, measured on one batch of the screen (whose scores are kept)."""
+        tasks: list[Task] = [(head, 0) for head in self.heads[:batch]]
         missing = [task for task in tasks if task not in self.scores]
         if not missing:
             return 0.0
@@ -230,6 +231,16 @@ def _entry(item: tuple[Task, float]) -> dict[str, Any]:
     return {"layer": layer, "head": number, "row": row, "score": score}
 
 
+def _read_entry(line: str) -> tuple[Task, float] | None:
+    """A line's task and score; None for one that a kill cut short."""
+    try:
+        entry = json.loads(line)
+        head = None if entry["layer"] is None else (int(entry["layer"]), int(entry["head"]))
+        return (head, int(entry["row"])), float(entry["score"])
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
 def _replace(path: Path, text: str) -> None:
     """Writes `path` at once or not at all."""
     half = path.with_name(path.name + ".part")
@@ -252,10 +263,17 @@ def metric(name: str, rows: Sequence[Record]) -> Metric:
         return lambda row, text: float(matches(text))
     if name not in COLUMNS:
         raise OptionError(f"unknown metric {name!r}; known: json, regex, regex:PATTERN, exact, ifeval")
+    chosen = _ifeval() if name == "ifeval" else _by_column(name)
     for row in rows:
         row.need(COLUMNS[name], f"metric {name!r}")
-    if name == "ifeval":
-        return _ifeval()
+        try:
+            chosen(row, "A first answer, to see that the row can be scored.")
+        except Exception as error:  # checkers raise anything; a row that cannot be scored must be told of now
+            raise DataError(f"metric {name!r} cannot score line {row.number} of {row.path}: {error!r}") from error
+    return chosen
+
+
+def _by_column(name: str) -> Metric:
     if name == "regex":
         return lambda row, text: float(pattern(str(row.columns["regex"]))(text))
     return lambda row, text: float(text.strip() == str(row.columns["expected"]).strip())

@@ -118,6 +118,8 @@ class Recipe:
         check_ranking(self.ranking)
         if (self.steerer is None) == (self.contrast is None):
             raise OptionError("a recipe needs a steerer or a contrast: exactly one of them")
+        if self.level and self.steers_prefill:
+            raise OptionError("a level needs a ranking, which needs the prefill: it cannot steer the prefill as well")
 
     def check(self, model: ModelShape) -> None:
         """Raises `OptionError` where the recipe was made for another model, or names a layer or head that it lacks."""
@@ -131,6 +133,26 @@ class Recipe:
         sets = self.candidate_sets(tuple(range(num_layers)))
         if self.level >= len(sets):
             raise OptionError(f"level {self.level} is too deep: {num_layers} layers have levels 0 to {len(sets) - 1}")
+        fixed = self.ranking if self.needs_ranking and not isinstance(self.ranking, str) else range(num_layers)
+        if not self.candidate_sets(tuple(fixed))[0]:
+            raise OptionError("no layer is left to steer: the ranking names none of the method's layers")
+
+    def span(
+        self, positions: Sequence[int], weights: Sequence[float], num_tokens: int
+    ) -> tuple[tuple[int, ...], tuple[float, ...]]:
+        """The span as this recipe takes it, in a prompt of `num_tokens`: with its overhang behind each of its runs.
+
+        Raises `OptionError` for a weight that is neither 0 nor 1 where logits are contrasted: hiding knows no degrees.
+        """
+        wide = dict(zip(positions, weights, strict=True))
+        if self.contrast is not None:
+            if any(weight not in (0.0, 1.0) for weight in weights):
+                raise OptionError("this method hides the instruction or does not: its span weights can be 0 or 1 only")
+            wide = {position: weight for position, weight in wide.items() if weight}
+        for position, weight in zip(positions, weights, strict=True):
+            for ahead in range(position + 1, min(position + 1 + self.overhang, num_tokens)):
+                wide.setdefault(ahead, weight)
+        return tuple(sorted(wide)), tuple(wide[position] for position in sorted(wide))
 
     @property
     def needs_ranking(self) -> bool:
@@ -153,10 +175,21 @@ class Method(Protocol):
         """Name and settings, as JSON values."""
 
 
+def recipe_of(method: Method | None) -> Recipe | None:
+    """The method's recipe. Raises `OptionError` where it is no method, a name or a class for example."""
+    if method is None:
+        return None
+    if isinstance(method, type) or not callable(getattr(method, "recipe", None)):
+        raise OptionError(f"method must be a method such as heedful.Directer(), or None; got {method!r}")
+    return method.recipe()
+
+
 def check_ranking(ranking: Ranking) -> None:
     """Raises `OptionError` unless `ranking` is a known name or a list of distinct layer indices."""
     if isinstance(ranking, str):
-        if not re.fullmatch(r"paper|released|reversed|random(:\d+)?", ranking):
+        if not re.fullmatch(r"paper|released|reversed|random(:[0-9]{1,18})?", ranking):
             raise OptionError(f"unknown ranking {ranking!r}; known: {', '.join(RANKINGS)}, or a list of layer indices")
+    elif not isinstance(ranking, (tuple, list)):
+        raise OptionError(f"ranking must be a name ({', '.join(RANKINGS)}) or a list of layers; got {ranking!r}")
     elif not ranking or len(set(ranking)) != len(ranking) or any(not isinstance(i, int) or i < 0 for i in ranking):
         raise OptionError(f"a fixed ranking must list distinct layer indices of at least 0; got {list(ranking)}")

@@ -19,7 +19,7 @@ import torch
 
 from heedful.checks import finite, whole
 from heedful.errors import OptionError
-from heedful.gate import Plausibility
+from heedful.gate import Plausibility, check_gate
 from heedful.recipe import ModelShape, Recipe, SpanView, Stage
 
 
@@ -56,7 +56,8 @@ class KeyScaling(_Plain):
     def __post_init__(self) -> None:
         finite("strength", self.strength)
         whole("level", self.level, low=0)
-        object.__setattr__(self, "layers", _indices("layers", self.layers))
+        check_gate(self.gate)
+        object.__setattr__(self, "layers", _layers(self.layers))
         if self.level and self.gate is not None:
             raise OptionError("level is for static steering; with a gate, all levels are tried in turn")
 
@@ -66,7 +67,9 @@ class KeyScaling(_Plain):
         scores[..., span.start : span.stop] *= factor
 
     def _factor(self, span: SpanView) -> torch.Tensor:
-        return torch.where(span.active & (span.weights > 0), self.strength**span.weights, 1.0)
+        # At most 1e30: float32 overflows at 3e38, and scores reach thousands.
+        factor = (self.strength ** span.weights.cpu().double()).clamp_(max=1e30).float().to(span.weights.device)
+        return torch.where(span.active & (span.weights > 0), factor, 1.0)
 
     def recipe(self) -> Recipe:
         """Static steering, or gated where a gate is given."""
@@ -91,7 +94,8 @@ class InstABoost(_Plain):
 
     def __post_init__(self) -> None:
         finite("multiplier", self.multiplier, low_open=True)
-        object.__setattr__(self, "layers", _indices("layers", self.layers))
+        check_gate(self.gate)
+        object.__setattr__(self, "layers", _layers(self.layers))
 
     def edit(self, scores: torch.Tensor, span: SpanView, layer: int) -> None:
         """Raises the span's columns of the active rows; see `Steerer.edit`."""
@@ -128,7 +132,10 @@ class SpotLight(_Plain):
         finite("target", self.target, high=1.0)
         if self.target == 1.0:
             raise OptionError("target must be below 1: a share of 1 would hide every other token")
-        object.__setattr__(self, "layers", _indices("layers", self.layers))
+        if not isinstance(self.pooled, bool):
+            raise OptionError(f"pooled must be true or false; got {self.pooled!r}")
+        check_gate(self.gate)
+        object.__setattr__(self, "layers", _layers(self.layers))
 
     @property
     def is_pooled(self) -> bool:  # type: ignore[override]
@@ -171,9 +178,10 @@ def _share(scores: torch.Tensor, span: SpanView) -> torch.Tensor:
     One softmax is several times as fast as the log-sum-exp of each side, and its log-odds are their difference; float64
     keeps them exact from e^-700 up.
     """
-    is_span = span.once("is span", lambda: (span.weights > 0).double())
-    share = scores.softmax(-1, dtype=torch.float64)[..., span.start : span.stop]
-    return (share * is_span).sum(-1, keepdim=True)
+    exact = torch.float32 if scores.device.type == "mps" else torch.float64  # MPS has no float64
+    is_span = span.once("is span", lambda: (span.weights > 0).to(exact))
+    share = scores.softmax(-1, dtype=exact)[..., span.start : span.stop]
+    return (share * is_span).sum(-1, keepdim=True).clamp_(max=1.0)  # rounding must not pass 1: its logit is NaN
 
 
 def _bounded(bias: torch.Tensor) -> torch.Tensor:
@@ -203,6 +211,7 @@ class Pasta(_Plain):
 
     def __post_init__(self) -> None:
         finite("strength", self.strength, low_open=True)
+        check_gate(self.gate)
         pairs = self.heads.items() if isinstance(self.heads, Mapping) else self.heads
         object.__setattr__(self, "heads", _sorted_heads(pairs))
         if not self.heads:
@@ -295,8 +304,13 @@ def profiled_on(profile: Path) -> ModelShape | None:
 
 def _sorted_heads(pairs: Iterable[tuple[Any, Iterable[int]]]) -> Heads:
     merged: dict[int, tuple[int, ...]] = {}
-    for layer, heads in pairs:
-        (at,) = _indices("heads", (layer,)) or ()
+    try:
+        listed = [(layer, heads) for layer, heads in pairs]
+    except (TypeError, ValueError):
+        raise OptionError(f"heads must be {{layer: [head, …]}}; got {pairs!r}") from None
+    for layer, heads in listed:
+        name = int(layer) if isinstance(layer, str) and layer.isascii() and layer.isdecimal() else layer
+        (at,) = _indices("layers", (name,)) or ()
         merged[at] = tuple(sorted(set(_indices("heads", heads) or ())))
     return tuple((layer, merged[layer]) for layer in sorted(merged) if merged[layer])
 
@@ -305,10 +319,21 @@ def _indices(name: str, values: Iterable[int] | None) -> tuple[int, ...] | None:
     """`values` as a tuple of indices, None as it is. Raises `OptionError` where one is no index."""
     if values is None:
         return None
-    listed = tuple(values)
+    try:
+        listed = tuple(values)
+    except TypeError:
+        raise OptionError(f"{name} must be a list of whole numbers; got {values!r}") from None
     for value in listed:
         if isinstance(value, bool) or not isinstance(value, int) or value < 0:
             raise OptionError(f"{name} must be whole numbers of at least 0; got {value!r}")
+    return listed
+
+
+def _layers(values: Iterable[int] | None) -> tuple[int, ...] | None:
+    """As `_indices`; an empty list is refused, because it would steer nothing."""
+    listed = _indices("layers", values)
+    if listed == ():
+        raise OptionError("layers must name at least one layer; leave it out for all")
     return listed
 
 

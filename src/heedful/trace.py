@@ -19,8 +19,8 @@ class Step:
     trial was taken) or "rejected" (every trial was implausible; the token is raw). `layers`: how many layers the
     accepted trial steered, else 0. `trials`: candidate sets looked at, the accepted one included. `p_raw`: the token's
     probability under the raw distribution. `p_top`: that of the raw argmax. `changed`: the token is not the raw argmax.
-    An ungated method makes no raw pass: its steps count as "accepted", their probabilities are of the steered
-    distribution, and what was changed is not known (False).
+    An ungated steerer makes no raw pass: its steps count as "accepted", their probabilities are of the steered
+    distribution, and what was changed is not known (False). Contrasts always have the raw distribution at hand.
     """
 
     token_id: int

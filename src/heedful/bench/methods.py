@@ -48,6 +48,10 @@ def run(settings: Settings) -> Report:
     """Measures. Raises `OptionError` for settings that make no sense, `ModelError` where the model cannot be had."""
     for name in ("num_prompts", "batch", "num_tokens", "num_rounds", "num_threads"):
         whole(name, getattr(settings, name), low=1)
+    if settings.long_prompt:
+        whole("long_prompt", settings.long_prompt, low=256)
+    # First of all: a child's peak is not below what this process held when it was started.
+    peaks = memory(settings) if settings.long_prompt else []
     torch.set_num_threads(settings.num_threads)
     contest = prepare(settings)
     recipes = {name: recipe_of(name, contest.engine, settings.profile) for name in NAMES}
@@ -60,12 +64,11 @@ def run(settings: Settings) -> Report:
             speeds.setdefault(name, []).append(speed)
     figures = [
         Figure.of(f"{name} ÷ none, {label}", ratios(speeds, f"{name}, {label}", f"none, {label}"))
-        for label in ("batch 1", f"batch {settings.batch}")
+        for label in dict.fromkeys(("batch 1", f"batch {settings.batch}"))
         for name in NAMES
         if name != "none"
     ]
-    if settings.long_prompt:
-        figures += memory(settings)
+    figures += peaks
     return Report(
         settings=asdict(settings),
         machine=overhead.machine(settings.num_threads, settings.dtype, settings.device),
@@ -109,7 +112,7 @@ def _round(
             label = f"{name}, batch 1"
             seconds[label] = seconds.get(label, 0.0) + contest.heedful([steered(request, recipe)])[0]
     found = {label: len(singles) * contest.settings.num_tokens / spent for label, spent in seconds.items()}
-    for name, recipe in recipes.items():
+    for name, recipe in recipes.items() if contest.settings.batch > 1 else ():
         spent = contest.heedful([steered(request, recipe) for request in many])[0]
         found[f"{name}, batch {contest.settings.batch}"] = len(many) * contest.settings.num_tokens / spent
     return found

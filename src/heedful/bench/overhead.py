@@ -23,6 +23,7 @@ from heedful.checks import finite, whole
 from heedful.decode import Decoder, Request, capacity_for, slots_for
 from heedful.directer import Directer
 from heedful.engine import Engine
+from heedful.errors import SpanError
 from heedful.gate import Plausibility
 from heedful.generate import load
 from heedful.prompt import Instructions, Messages, encode
@@ -273,6 +274,8 @@ def prepare(settings: Settings) -> Contest:
         lm = load(settings.model, device=settings.device, dtype=settings.dtype)  # type: ignore[arg-type]
         model, engine = lm.model, lm.engine
         encoded = [encode(lm.tokenizer, *prompt) for prompt in _prompts(settings.data, count)]
+        if not all(prompt.span for prompt in encoded):
+            raise SpanError(f"a prompt of {settings.data} marks no instruction: there is nothing to steer")
         marked = [(prompt.token_ids, prompt.span.positions) for prompt in encoded]
     requests = [
         Request(ids, settings.num_tokens, recipe, positions, (1.0,) * len(positions)) for ids, positions in marked

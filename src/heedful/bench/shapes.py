@@ -38,6 +38,7 @@ SHAPES: dict[str, Callable[[], PreTrainedConfig]] = {
 def random_model(shape: str, device: str, dtype: str) -> Any:
     """A model of that shape with small random weights. Raises `OptionError` for an unknown shape."""
     choice("shape", shape, tuple(SHAPES))
+    choice("dtype", dtype, ("float32", "bfloat16", "float16"))
     with torch.device(device):
         model = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
             SHAPES[shape](), dtype=getattr(torch, dtype)

@@ -33,10 +33,10 @@ def command(
     as_json: options.Json = False,
 ) -> None:
     """Answer PROMPT by several methods at once, and show what each costs and keeps."""
-    from heedful.methods import parse_method
+    from heedful.methods import parse_methods
 
     message = options.read_prompt(prompt, file, system)
-    named = {name.strip(): parse_method(name.strip()) for name in methods.split(",") if name.strip()}
+    named = parse_methods(methods)
     rows = compare(
         message,
         named,
@@ -50,7 +50,7 @@ def command(
         return
     console = Console(highlight=False)
     for row in rows:
-        console.rule(row.name, align="left")
+        console.rule(Text(row.name), align="left")
         console.print(Text(row.result.text))
     console.rule()
     console.print(_figures(rows))

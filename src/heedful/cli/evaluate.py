@@ -38,15 +38,13 @@ def run_task(
     from heedful import data as files
     from heedful.eval import report, run
     from heedful.eval.tasks import TASKS, examples
-    from heedful.methods import parse_method
+    from heedful.methods import parse_methods
 
     choice("task", task, tuple(TASKS))
     whole("batch", batch, low=1)
     if limit is not None:
         whole("limit", limit, low=1)
-    named = {name.strip(): parse_method(name.strip()) for name in methods.split(",") if name.strip()}
-    if not named:
-        raise OptionError("name at least one method")
+    named = parse_methods(methods)
     records = [record for path in data for record in files.read(path, limit)]
     found, failed = examples(TASKS[task], _shard(records, shard))
     console = Console(stderr=True, highlight=False)

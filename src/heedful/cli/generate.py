@@ -73,17 +73,15 @@ def generate(
     if compare and job.method is None:
         raise OptionError("--compare shows plain decoding beside a method; choose one")
     lm = options.load_quietly(model, device, dtype)
-    if compare:
-        _compare(lm, job, as_json)
-        return
-    result = _stream(lm, job, as_json)
+    result = _compare(lm, job, as_json) if compare else _stream(lm, job, as_json)
     if trace is not None:
         _write(trace, result.trace)
 
 
 def _ranking(text: str | None) -> str | tuple[int, ...] | None:
     parts = (text or "").split(",")
-    return tuple(map(int, parts)) if all(part.strip().isdigit() for part in parts) else text
+    is_list = all(part.strip().isascii() and part.strip().isdecimal() for part in parts)
+    return tuple(map(int, parts)) if is_list else text
 
 
 def _write(path: Path, trace: Trace) -> None:
@@ -126,13 +124,16 @@ def _summary(result: Result) -> str:
     )
 
 
-def _compare(lm: Any, job: Job, as_json: bool) -> None:
+def _compare(lm: Any, job: Job, as_json: bool) -> Result:
+    """Shows both answers; returns the steered one."""
     from dataclasses import replace
 
+    plain: Result
+    steered: Result
     plain, steered = lm.generate_batch([replace(job, method=None), job])
     if as_json:
         print(json.dumps({"plain": plain.to_dict(), "steered": steered.to_dict()}, ensure_ascii=False))
-        return
+        return steered
     left, right = _coloured(lm.tokenizer, plain, steered)
     table = Table(expand=True, show_lines=False)
     table.add_column("plain", ratio=1)
@@ -141,6 +142,7 @@ def _compare(lm: Any, job: Job, as_json: bool) -> None:
     console = Console(highlight=False)
     console.print(table)
     console.print(_summary(steered), style="dim")
+    return steered
 
 
 def _coloured(tokenizer: Any, plain: Result, steered: Result) -> tuple[Text, Text]:

@@ -111,7 +111,7 @@ def _is_too_deep(text: str) -> bool:
     return max(accumulate(steps), default=0) > MAX_JSON_DEPTH
 
 
-_JSON_MARK = re.compile(r'"(?:[^"\\]|\\.)*"|[\[\]{}]', re.DOTALL)
+_JSON_MARK = re.compile(r'"(?:[^"\\]|\\.)*"?|[\[\]{}]', re.DOTALL)
 
 
 def _unescape(text: str) -> str:
@@ -510,7 +510,8 @@ def _inner_lists(out: str, matches: Iterable[str]) -> tuple[list[list[Any]], flo
     Each match is cut by as many characters as stand before the first bracket, which only suits a match at the start:
     a slip of the published scorer, kept.
     """
-    parsed = [_json(match[out.find("[") :]) for match in matches]
+    start = out.find("[")
+    parsed = [_json(match[start:]) for match in matches]
     values = [found.value for found in parsed if found]
     good = [value for value in values if isinstance(value, list) and all(isinstance(inner, list) for inner in value)]
     points = bool(values) + (len(values) == len(parsed)) + (len(good) == len(values))
@@ -546,7 +547,7 @@ def _table(text: str, prompt: str) -> Table:
     for old, new in (("\n", ","), ('\\"', ""), ("\\", ",")):
         text = text.replace(old, new)
     table = Table({})
-    for number, match in enumerate(_double_brackets(text.strip())):
+    for number, match in enumerate(_double_brackets(text)):
         rows = _rows(match)
         table.num_cells += len(rows) * len(rows[0]) if rows else 0  # ragged lists count by their first row
         table.num_true += sum(cell in prompt for cells in rows for cell in cells)

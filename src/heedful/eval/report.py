@@ -53,7 +53,7 @@ def read(folder: Path) -> list[Run]:
 def _read_one(path: Path) -> Run:
     header = read_header(path)
     records = {}
-    for name in header["settings"]["methods"]:
+    for name in sorted(header["settings"]["methods"], key=lambda name: (name != BASELINE, name)):
         final = path.parent / f"{file_name(name)}.jsonl"
         found = read_journal(final if final.exists() else path.parent / f"{file_name(name)}.part.jsonl")
         if found:

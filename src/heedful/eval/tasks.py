@@ -46,7 +46,7 @@ class Task:
 def _ifeval_official(record: Record) -> Example:
     text = str(record.columns.get("original_prompt", record.columns.get("prompt", "")))
     record.need(["key", "instruction_id_list", "kwargs", "original_spans"], "ifeval")
-    spans = [(int(start), int(stop)) for start, stop in record.columns["original_spans"]]
+    spans = record.ranges("original_spans")
     if not spans:
         raise DataError(f"line {record.number} of {record.path} names no instruction span")
     return Example(str(record.columns["key"]), text, spans, 1280, record.columns)
