@@ -350,6 +350,16 @@ def test_a_span_of_everything_and_weights_of_spotlight_and_pasta() -> None:
     torch.testing.assert_close(odds, torch.full_like(odds, math.log(10.0)), atol=1e-3, rtol=1e-3)
 
 
+@pytest.mark.parametrize("kind", ["spotlight", "spotlight, some layers"])
+@pytest.mark.parametrize("span", [SPAN, FRONT])
+@some_families
+def test_spotlight_over_many_rows_is_the_edited_matrix(
+    name: str, span: tuple[int, ...], kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("heedful.steerers.FEW_SCORES", 0)
+    test_as_published_is_the_edited_matrix(name, kind, span)
+
+
 def test_pooling_does_not_depend_on_company(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("heedful.decode.PREFILL_TOKENS", 32)
     engine, recipe = engine_of("llama"), heedful.SpotLight(0.5, pooled=True).recipe()

@@ -153,15 +153,15 @@ class SpotLight(_Plain):
     def _bias(self, scores: torch.Tensor, span: SpanView) -> torch.Tensor:
         """`logit ψ - (lse_S - lse_rest)`, not below 0, `(slots, kv_heads, group, rows, 1)`."""
         logit = math.log(self.target) - math.log1p(-self.target)
-        return _bounded(logit - _share(scores, span).logit_())
+        return _bounded(logit - _log_odds(scores, span))
 
     def _pooled_bias(self, scores: torch.Tensor, span: SpanView) -> torch.Tensor:
-        share = _share(scores, span).mean((1, 2), keepdim=True) if span.share is None else span.share
+        share = self.share_of(scores, span).mean((1, 2), keepdim=True) if span.share is None else span.share
         return _bounded((self.target / share).log_())
 
     def share_of(self, scores: torch.Tensor, span: SpanView) -> torch.Tensor:
         """The span's share of attention in each head and row, `(slots, kv_heads, group, rows, 1)`."""
-        return _share(scores, span)
+        return _log_odds(scores, span).sigmoid_()
 
     def recipe(self) -> Recipe:
         """As published, or gated where a gate is given."""
@@ -172,22 +172,31 @@ class SpotLight(_Plain):
         return {"name": "spotlight", **asdict(self)}
 
 
-def _share(scores: torch.Tensor, span: SpanView) -> torch.Tensor:
-    """The span's share of attention in float64, `(slots, kv_heads, group, rows, 1)`.
+def _log_odds(scores: torch.Tensor, span: SpanView) -> torch.Tensor:
+    """`lse_S - lse_rest` of each row in float64, `(slots, kv_heads, group, rows, 1)`; -inf where no span token is seen.
 
-    One softmax is several times as fast as the log-sum-exp of each side, and its log-odds are their difference; float64
-    keeps them exact from e^-700 up.
+    For few rows one softmax in float64 is several times as fast as two log-sum-exps, and as exact from e^-700 up; for
+    a prefill's blocks float64 is what costs.
     """
     exact = torch.float32 if scores.device.type == "mps" else torch.float64  # MPS has no float64
-    is_span = span.once("is span", lambda: (span.weights > 0).to(exact))
-    share = scores.softmax(-1, dtype=exact)[..., span.start : span.stop]
-    return (share * is_span).sum(-1, keepdim=True).clamp_(max=1.0)  # rounding must not pass 1: its logit is NaN
+    hull = slice(span.start, span.stop)
+    if scores.shape[-2] * scores.shape[-1] <= FEW_SCORES:
+        is_span = span.once("is span", lambda: (span.weights > 0).to(exact))
+        share = (scores.softmax(-1, dtype=exact)[..., hull] * is_span).sum(-1, keepdim=True)
+        return share.clamp_(max=1.0).logit_()  # rounding must not pass 1: its logit is NaN
+    hidden = span.once("hidden", lambda: torch.where(span.weights > 0, 0.0, -torch.inf))
+    inside, total = (scores[..., hull] + hidden).logsumexp(-1, keepdim=True), scores.logsumexp(-1, keepdim=True)
+    share = (inside - total).to(exact).clamp_(max=0.0)
+    return share - torch.log1p(-share.exp())
 
 
 def _bounded(bias: torch.Tensor) -> torch.Tensor:
     """From 0 to 1000, in float32: a span that a row does not see stays hidden, since -inf + 1000 is -inf."""
     return bias.clamp_(0.0, 1000.0).float()
 
+
+# Scores of one head, rows × columns, up to which float64 is cheap.
+FEW_SCORES = 1 << 15
 
 Heads: TypeAlias = tuple[tuple[int, tuple[int, ...]], ...]
 
