@@ -36,7 +36,7 @@ def pasta(
     device: options.Device = "cpu",
     dtype: options.Dtype = "auto",
 ) -> None:
-    """Steer one head at a time, rank the heads by METRIC, write the best as {"layer": [heads]}."""
+    """Steer one head at a time, rank the heads by the metric, write the best ones, layer by layer, as JSON."""
     settings = Settings(str(data), metric, top_k, strength, rows, screen_rows, keep, max_new_tokens)
     console = Console(stderr=True, highlight=False)
     profiler = Profiler(options.load_quietly(model, device, dtype), settings, out)
