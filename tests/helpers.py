@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from heedful.decode import Answer, Decoder, Request, capacity_for
+from heedful.answer import Answer, Request, capacity_for
+from heedful.decode import Decoder
 from heedful.directer import Directer
 from heedful.engine import Engine
 from heedful.recipe import Recipe

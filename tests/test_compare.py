@@ -52,6 +52,7 @@ def test_figures_are_the_raw_models(lm: heedful.LM, rows: list[heedful.Compared]
         assert row.checks == {"no_comma": "," not in row.result.text, "regex:^[A-Z]": row.result.text[0].isupper()}
         stats = row.result.stats
         seconds = stats.prefill_seconds + stats.ranking_seconds + stats.decode_seconds
+        assert stats.seconds == seconds
         assert row.tokens_per_second == pytest.approx(stats.generated_tokens / seconds)
     assert rows[0].changed == 0
 

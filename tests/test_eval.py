@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 import heedful
-from heedful import data
+from heedful import data, journal
 from heedful.cli import app
 from heedful.errors import HeedfulError, OptionError
-from heedful.eval import gsm8k, ifeval, report, run, statistics, textstats
+from heedful.eval import gsm8k, ifeval, paired, report, run, textstats
 from heedful.eval.tasks import TASKS, Example, examples
 from heedful.methods import parse_method
 
@@ -68,11 +68,10 @@ def test_ifeval_gives_the_stored_verdicts(monkeypatch: pytest.MonkeyPatch) -> No
     for answer in data.read(folder / "gpt4_responses.jsonl"):
         prompt, text = answer.columns["prompt"], answer.columns["response"]
         row = rows[prompt]
-        random.seed(0)
-        strict, loose = ifeval.followed(row["instruction_id_list"], row["kwargs"], prompt, text)
+        found = ifeval.followed(row, text)
         same = (
-            strict == stored["strict"][prompt]["follow_instruction_list"]
-            and loose == stored["loose"][prompt]["follow_instruction_list"]
+            found.strict == stored["strict"][prompt]["follow_instruction_list"]
+            and found.loose == stored["loose"][prompt]["follow_instruction_list"]
         )
         if not same:
             wrong.append(row["key"])
@@ -95,18 +94,19 @@ def test_textstats() -> None:
 def test_statistics() -> None:
     baseline = {str(i): (float(i < 10), 1.0) for i in range(40)}
     better = {str(i): (float(2 <= i < 20), 1.0) for i in range(40)}
-    found = statistics.paired(better, baseline)
+    found = paired.paired(better, baseline)
     assert (found.fixed, found.broken) == (10, 2)
     assert found.difference.value == pytest.approx(0.2)
     assert found.p_value == pytest.approx(2 * (1 + 12 + 66) / 2**12)  # a fair coin: 12 throws, at most 2 of one side
     assert found.difference.low < 0.2 < found.difference.high
     assert not found.is_noise
-    assert statistics.paired(baseline, baseline).is_noise
-    assert statistics.paired(baseline, baseline).p_value == 1.0
-    instructions = statistics.mean({"a": (1.0, 3.0), "b": (2.0, 2.0)})
+    assert paired.paired(baseline, baseline).is_noise
+    assert paired.paired(baseline, baseline).p_value == 1.0
+    instructions = paired.mean({"a": (1.0, 3.0), "b": (2.0, 2.0)})
     assert instructions.value == pytest.approx(3 / 5)
+    assert paired.mean({"a": (1.0, 2.0)}) == paired.Mean(0.5, 0.5, 0.5, 1)
     with pytest.raises(ValueError, match="no prompt in common"):
-        statistics.paired({"a": (1.0, 1.0)}, {"b": (1.0, 1.0)})
+        paired.paired({"a": (1.0, 1.0)}, {"b": (1.0, 1.0)})
 
 
 @pytest.fixture(scope="module")
@@ -174,7 +174,7 @@ def test_another_run_is_refused(lm: heedful.LM, file: Path, whole: Path) -> None
         run.run(lm, plan(file, whole))
     with pytest.raises(OptionError, match="another max_new_tokens"):
         run.run(lm, plan(file, whole, max_new_tokens=7), resume=True)
-    with pytest.raises(OptionError, match="another methods"):
+    with pytest.raises(OptionError, match="another directer"):
         run.run(lm, replace(plan(file, whole), methods={"directer": heedful.Directer(3.0)}), resume=True)
     before = answers(whole)
     run.run(lm, plan(file, whole), resume=True)
@@ -195,15 +195,15 @@ def test_one_bad_row_never_stops_a_run(
     assert "failed" in records["unmarked"]
     assert "failed" not in records["1"]
     assert "**2 rows failed**" in report.markdown([found])
-    assert found.points("directer", "joint")["long"] == (0.0, 1.0)
+    assert all(found.points("directer", metric)["long"] == (0.0, 1.0) for metric in ("joint", "format", "task"))
 
 
 def test_a_full_disk_is_one_line(lm: heedful.LM, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(run, "_rewrite", full)
-    with pytest.raises(HeedfulError, match=r"No space left on device; what is there is kept"):
+    monkeypatch.setattr(journal, "rewrite", full)
+    with pytest.raises(HeedfulError, match=r"No space left on device; what was written is kept"):
         run.run(lm, plan(file, tmp_path))
 
 
@@ -211,7 +211,7 @@ def test_the_commands(
     lm: heedful.LM, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("heedful.cli.options.load_quietly", lambda *_: lm)
-    base = ["eval", "run", "gsm8k-format", "--data", str(file), "-n", "3"]
+    base = ["eval", "gsm8k-format", "--data", str(file), "-n", "3"]
     for part in ("0/2", "1/2"):
         folder = tmp_path / part.replace("/", "of")
         app([*base, "--out", str(folder), "--shard", part], standalone_mode=False)
@@ -222,12 +222,13 @@ def test_the_commands(
     )
     text = (tmp_path / "report.md").read_text()
     assert "none 5, directer 5" in text
+    assert "**1 lines of the data were left out**; the first, line 3" in text
     assert "inside the noise" in text
     assert json.loads((tmp_path / "summary.json").read_text())["gsm8k-format"]["none"]["joint"] == 0.0
     for wrong in (["--shard", "2/2"], ["--limit", "0"], ["--methods", "nope"], ["--methods", ","]):
         with pytest.raises(OptionError):
             app([*base, "--out", str(tmp_path / "new"), *wrong], standalone_mode=False)
     with pytest.raises(OptionError, match="unknown task"):
-        app(["eval", "run", "speed", "--data", str(file), "--out", str(tmp_path)], standalone_mode=False)
+        app(["eval", "speed", "--data", str(file), "--out", str(tmp_path)], standalone_mode=False)
     with pytest.raises(OptionError, match="holds no run"):
         app(["eval", "report", str(file.parent)], standalone_mode=False)

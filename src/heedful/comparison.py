@@ -72,12 +72,11 @@ def compare(
         raw = score(lm.engine, prompt_ids, result.token_ids)
         pairs = zip(result.token_ids, raw.likeliest, strict=True)
         stats = result.stats
-        seconds = stats.prefill_seconds + stats.ranking_seconds + stats.decode_seconds
         rows.append(
             Compared(
                 name=name,
                 result=result,
-                tokens_per_second=stats.generated_tokens / seconds,
+                tokens_per_second=stats.generated_tokens / stats.seconds,
                 changed=sum(token != top for token, top in pairs),
                 rejected=stats.rejected,
                 perplexity=raw.perplexity,

@@ -8,113 +8,19 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Literal
 
 import torch
 
 from heedful import ranking
+from heedful.answer import Answer, Emitted, FinishReason, Plan, Request, Work, capacity_for
 from heedful.engine import Chunk, Edit, Engine, Result, Row, Slots
 from heedful.errors import ContextLengthError, OptionError
 from heedful.recipe import Contrast, Recipe
-from heedful.sampling import Drawing, Sampling, draw
-from heedful.trace import Decision, Stats, Step
-
-FinishReason = Literal["eos", "stop", "length"]
-Process = Callable[[Sequence[int], torch.Tensor], torch.Tensor]
+from heedful.sampling import draw
+from heedful.trace import Decision, Step
 
 NUM_GUESSES = 3
-# Scratch columns above prompt and answer: steered rows and guesses of the very last steps.
-SCRATCH = 16
 PREFILL_TOKENS = 2048
-
-
-@dataclass(frozen=True)
-class Request:
-    """One sequence to decode.
-
-    `positions`, `weights`: the instruction span's token positions and a weight each. `recipe` None: plain decoding.
-    `process(token_ids, logits (vocab,)) → logits`: logits processors that are no sampling filters; they act on raw and
-    steered logits alike, before the gate.
-    """
-
-    token_ids: tuple[int, ...]
-    max_new_tokens: int
-    recipe: Recipe | None = None
-    positions: tuple[int, ...] = ()
-    weights: tuple[float, ...] = ()
-    sampling: Drawing = Sampling()
-    eos_ids: frozenset[int] = frozenset()
-    process: Process | None = None
-
-    @property
-    def num_slots(self) -> int:
-        """Slots that it takes: two where the prompt is read without its instruction as well."""
-        return 1 if self.recipe is None or self.recipe.contrast is None else 2
-
-
-@dataclass(frozen=True)
-class Emitted:
-    """One token of one sequence; `finish_reason` with its last."""
-
-    answer: Answer
-    step: Step
-    finish_reason: FinishReason | None
-
-
-@dataclass(eq=False)
-class Answer:
-    """A request on its way: its slot, its tokens so far, and what the next forward must compute for it."""
-
-    request: Request
-    slot: int = -1
-    token_ids: list[int] = field(default_factory=list)
-    stats: Stats = field(default_factory=Stats)
-    ranking: tuple[int, ...] = ()
-    finish_reason: FinishReason | None = None
-    stage: Literal["prefill", "raw", "trial", "ready"] = "prefill"
-    edits: tuple[Edit, ...] = ()
-    raw: torch.Tensor = field(default_factory=lambda: torch.empty(0))
-    log_total: float = 0.0
-    top: list[tuple[int, float]] = field(default_factory=list)
-    random: torch.Generator | None = None
-    twin: Answer | None = None
-    """The same answer after a prompt without its instruction, in a slot of its own, where logits are contrasted."""
-    leader: Answer | None = None
-    """The answer whose twin this is."""
-
-    @property
-    def num_generated(self) -> int:
-        """Tokens generated so far."""
-        return len(self.token_ids) - len(self.request.token_ids)
-
-    @property
-    def is_ungated(self) -> bool:
-        """Whether every step is steered and nothing is checked."""
-        return self.request.recipe is not None and self.request.recipe.gate is None
-
-    @property
-    def is_steered_always(self) -> bool:
-        """Whether what is kept of every token is its steered row."""
-        return self.is_ungated and self.twin is None
-
-    @property
-    def is_settled(self) -> bool:
-        """Whether its next token can be chosen: its logits are there, and its twin's."""
-        return self.stage == "ready" and (self.twin is None or self.twin.stage == "ready")
-
-
-def slots_for(requests: Sequence[Request], limit: int) -> int:
-    """How many slots a decoder for these requests should have: enough for all, at most `limit` answers at a time."""
-    return min(limit, len(requests)) * max(request.num_slots for request in requests)
-
-
-def capacity_for(request: Request, num_layers: int) -> int:
-    """Columns that a slot needs for `request`: the same for plain and steered decoding."""
-    prompt = len(request.token_ids)
-    need = max(prompt + request.max_new_tokens + SCRATCH, prompt + num_layers + 1)
-    return -(-need // 64) * 64
 
 
 class Decoder:
@@ -229,32 +135,29 @@ class Decoder:
         if budget <= 0:
             return 0
         recipe, prompt = sequence.request.recipe, sequence.request.token_ids
-        steers = recipe is not None and recipe.steerer is not None
+        steerer = None if recipe is None else recipe.steerer
         start = self.slots.lengths[sequence.slot]
         # The last prompt token is a row where it must be probed or steered, else simply the chunk's last.
-        stop = len(prompt) - 1 if steers else len(prompt)
+        stop = len(prompt) if steerer is None else len(prompt) - 1
         take = min(stop - start, budget)
-        if steers and recipe is not None and recipe.steerer is not None and recipe.steerer.is_pooled:
+        if steerer is not None and steerer.is_pooled:
             # What is pooled over must not depend on who else is prefilled: cut by the prompt's own length only.
             take = min(stop - start, PREFILL_TOKENS)
             if take > budget and budget < PREFILL_TOKENS:
                 return 0
         is_last = start + take == stop
-        if recipe is not None and steers and not sequence.edits:
+        if recipe is not None and steerer is not None and not sequence.edits:
             self._prepare(sequence, recipe)
+        steered = sequence.edits[0] if sequence.is_steered_always and sequence.edits else None
         rows: list[Row] = []
-        if recipe is not None and steers and is_last:
-            position = len(prompt) - 1
-            edit = sequence.edits[0] if sequence.is_steered_always and sequence.edits else None
-            rows = [Row(prompt[-1], position, sequence.slot, edit)]
+        if recipe is not None and steerer is not None and is_last:
+            rows = [Row(prompt[-1], len(prompt) - 1, sequence.slot, steered)]
             if not sequence.edits:
-                rows = ranking.probe_rows(recipe, prompt[-1], position, sequence.slot, self.engine.num_layers)
-        wants = is_last and not steers
+                rows = ranking.probe_rows(recipe, rows[0], self.engine.num_layers)
+        wants = is_last and steerer is None
         if take:
-            edit = sequence.edits[0] if recipe is not None and recipe.steers_prefill and sequence.edits else None
-            is_edited = sequence.is_steered_always
-            tokens = prompt[start : start + take]
-            plan.chunks.append(Chunk(sequence.slot, tokens, start, int(wants), edit if is_edited else None))
+            edit = steered if recipe is not None and recipe.steers_prefill else None
+            plan.chunks.append(Chunk(sequence.slot, prompt[start : start + take], start, int(wants), edit))
         plan.add(sequence, rows, is_prefill=True, chunk_wants=wants, captures=len(rows) > 1)
         return take
 
@@ -478,66 +381,3 @@ class Decoder:
         if sequence.finish_reason is not None:
             self._release(sequence)
         emitted.append(Emitted(sequence, step, sequence.finish_reason))
-
-
-@dataclass(eq=False)
-class Work:
-    """What one sequence has in a forward, and where to find it in the result."""
-
-    sequence: Answer
-    rows: list[Row]
-    is_prefill: bool
-    chunk_wants: bool
-    captures: bool
-    guesses: list[int]
-    row_range: tuple[int, int] = (0, 0)
-    logits_at: list[int] = field(default_factory=list)
-    columns: list[int] = field(default_factory=list)
-
-    @property
-    def steered_at(self) -> list[int]:
-        """Where the steered rows' logits are."""
-        return self.logits_at[len(self.guesses) :]
-
-
-@dataclass
-class Plan:
-    """One forward: every sequence's rows in one list."""
-
-    rows: list[Row] = field(default_factory=list)
-    chunks: list[Chunk] = field(default_factory=list)
-    work: list[Work] = field(default_factory=list)
-
-    @property
-    def captures(self) -> bool:
-        """Whether any sequence is to be ranked."""
-        return any(item.captures for item in self.work)
-
-    def add(
-        self,
-        sequence: Answer,
-        rows: list[Row],
-        *,
-        is_prefill: bool = False,
-        chunk_wants: bool = False,
-        captures: bool = False,
-        guesses: Sequence[int] = (),
-    ) -> None:
-        """Adds one sequence's rows."""
-        item = Work(sequence, rows, is_prefill, chunk_wants, captures, list(guesses))
-        item.row_range = (len(self.rows), len(self.rows) + len(rows))
-        self.rows += rows
-        self.work.append(item)
-
-    def index(self, result: Result) -> None:
-        """Tells each sequence where its columns and logits are: those of rows first, then those of chunks."""
-        at = 0
-        for item in self.work:
-            item.columns = result.columns[item.row_range[0] : item.row_range[1]]
-            wanted = sum(row.wants_logits for row in item.rows)
-            item.logits_at = list(range(at, at + wanted))
-            at += wanted
-        for item in self.work:
-            if item.chunk_wants:
-                item.logits_at = [at]
-                at += 1

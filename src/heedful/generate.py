@@ -9,8 +9,9 @@ from typing import Any, Literal
 
 import torch
 
+from heedful.answer import Emitted, FinishReason, Request, capacity_for, slots_for
 from heedful.checks import whole
-from heedful.decode import Decoder, Emitted, FinishReason, Request, capacity_for, slots_for
+from heedful.decode import Decoder
 from heedful.directer import Directer
 from heedful.engine import Engine
 from heedful.errors import ContextLengthError, HeedfulError, ModelError, OptionError, SpanError
@@ -127,6 +128,10 @@ class LM:
     def encode(self, prompt: Messages, instructions: Instructions = None, *, raw: bool = False) -> EncodedPrompt:
         """The prompt as the model reads it, and which tokens are marked."""
         return encode(self.tokenizer, prompt, instructions, raw=raw)
+
+    def request(self, job: Job) -> Request:
+        """What the decoder is asked for a job. Raises the `HeedfulError` that generating it would."""
+        return _Answering(self, 0, job).request
 
     def _run(self, answers: list[_Answering], num_slots: int) -> Iterator[Event]:
         if not answers:

@@ -13,7 +13,8 @@ from typing import Any
 
 import torch
 
-from heedful.decode import Answer, Decoder, Request, capacity_for, slots_for
+from heedful.answer import Answer, Request, capacity_for, slots_for
+from heedful.decode import Decoder
 from heedful.engine import Engine
 from heedful.engine.support import refuse_cache
 from heedful.errors import OptionError, SpanError

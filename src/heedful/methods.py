@@ -59,13 +59,13 @@ def method_by_name(name: str, options: dict[str, Any] | None = None) -> Method |
     return method
 
 
-def parse_method(text: str) -> Method | None:
+def parse_method(text: str, more: dict[str, Any] | None = None) -> Method | None:
     """The method that `text` names, with options: `static:strength=10`, `pasta-gated:profile=heads.json`.
 
-    Values are JSON, or plain text. Raises `OptionError` for an unknown name or option.
+    Values are JSON, or plain text; `more` are options besides. Raises `OptionError` for an unknown name or option.
     """
     name, *pairs = re.split(r":(?=[a-z_]+=)", text)  # a value may hold a colon: ranking=random:1
-    options: dict[str, Any] = {}
+    options = dict(more or {})
     for pair in pairs:
         key, _, value = pair.partition("=")
         options[key] = _value(value)

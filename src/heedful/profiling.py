@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -17,7 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from heedful import data
+from heedful import data, journal
 from heedful.checks import finite, whole
 from heedful.constraints import is_json, pattern
 from heedful.data import Record
@@ -120,26 +119,22 @@ class Profiler:
                 raise DataError(f"line {row.number} of {row.path} marks no instruction")
 
     def _resume(self) -> dict[Task, float]:
-        """Scores of an earlier run. A half-written last line is dropped."""
+        """Scores of an earlier run."""
         path = scores_path(self.out)
         if not path.exists():
             return {}
-        try:
-            lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-            header = json.loads(lines[0])
-            before = {part: dict(header[part]) for part in ("model", "settings")}
-        except (OSError, ValueError, IndexError, KeyError, TypeError):
-            raise OptionError(f"{path} is no profile's scores; choose another --out") from None
-        for part, found in before.items():
-            _same(path, found, self.header[part])
-        entries = filter(None, map(_read_entry, lines[1:]))
+        found = journal.entries(path)
+        if not found or not all(isinstance(found[0].get(part), dict) for part in self.header):
+            raise OptionError(f"{path} is no profile's scores; choose another --out")
+        for part, wanted in self.header.items():
+            _same(path, found[0][part], wanted)
         heads = {None, *self.heads}
-        return {task: score for task, score in entries if task[0] in heads and task[1] in range(len(self.rows))}
+        scores = filter(None, map(_read_entry, found[1:]))
+        return {task: score for task, score in scores if task[0] in heads and task[1] in range(len(self.rows))}
 
     def run(self, batch: int, report: Callable[[Progress], None] = lambda _: None) -> Profile:
         """Scores what is missing, `batch` answers at a time, and writes the profile to `out`."""
         whole("batch", batch, low=1)
-        self._begin_file()
         screened = min(self.settings.screen_rows, len(self.rows))
         plain: list[Task] = [(None, row) for row in range(len(self.rows))]
         screen: list[Task] = [(head, row) for row in range(screened) for head in self.heads]
@@ -163,25 +158,19 @@ class Profiler:
         """The best by mean score; ties by layer and head."""
         return sorted(heads, key=lambda head: (-self._mean(head, rows), head))[:count]
 
-    def _begin_file(self) -> None:
-        path = scores_path(self.out)
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            text = "".join(json.dumps(line) + "\n" for line in (self.header, *map(_entry, self.scores.items())))
-            _replace(path, text)
-        except OSError as error:
-            raise OptionError(f"cannot write {path}: {error}") from error
-
     def _score(self, tasks: Sequence[Task], batch: int, report: Callable[[], None]) -> None:
         missing = [task for task in tasks if task not in self.scores]
         jobs = [self._job(head, row) for head, row in missing]
-        with scores_path(self.out).open("a", encoding="utf-8") as file:
-            for index, text in self._answers(jobs, batch):
-                head, row = missing[index]
-                self.scores[head, row] = self.metric(self.rows[row], text)
-                file.write(json.dumps(_entry(((head, row), self.scores[head, row]))) + "\n")
-                file.flush()
-                report()
+        path = scores_path(self.out)
+        with journal.kept(path):
+            journal.rewrite(path, [self.header, *map(_entry, self.scores.items())])
+            with path.open("a", encoding="utf-8") as file:
+                for index, text in self._answers(jobs, batch):
+                    head, row = missing[index]
+                    self.scores[head, row] = self.metric(self.rows[row], text)
+                    file.write(journal.line(_entry(((head, row), self.scores[head, row]))))
+                    file.flush()
+                    report()
 
     def _answers(self, jobs: list[Job], batch: int) -> Iterator[tuple[int, str]]:
         for event in self.lm.stream_batch(jobs, num_slots=batch):
@@ -194,11 +183,8 @@ class Profiler:
         return Job(prompt, instructions, method, self.settings.max_new_tokens)
 
     def _write(self, profile: Profile) -> None:
-        text = json.dumps({str(layer): heads for layer, heads in profile.heads.items()})
-        try:
-            _replace(self.out, text + "\n")
-        except OSError as error:
-            raise OptionError(f"cannot write {self.out}: {error}; its scores are kept") from error
+        with journal.kept(self.out):
+            journal.write(self.out, json.dumps({str(layer): heads for layer, heads in profile.heads.items()}) + "\n")
 
     def seconds_each(self, batch: int) -> float:
         """Seconds an answer takes, measured on one batch of the screen (whose scores are kept)."""
@@ -206,7 +192,6 @@ class Profiler:
         missing = [task for task in tasks if task not in self.scores]
         if not missing:
             return 0.0
-        self._begin_file()
         begun = time.perf_counter()
         self._score(missing, batch, lambda: None)
         return (time.perf_counter() - begun) / len(missing)
@@ -231,21 +216,13 @@ def _entry(item: tuple[Task, float]) -> dict[str, Any]:
     return {"layer": layer, "head": number, "row": row, "score": score}
 
 
-def _read_entry(line: str) -> tuple[Task, float] | None:
-    """A line's task and score; None for one that a kill cut short."""
+def _read_entry(entry: dict[str, Any]) -> tuple[Task, float] | None:
+    """An entry's task and score; None where it is no such entry."""
     try:
-        entry = json.loads(line)
         head = None if entry["layer"] is None else (int(entry["layer"]), int(entry["head"]))
         return (head, int(entry["row"])), float(entry["score"])
     except (ValueError, KeyError, TypeError):
         return None
-
-
-def _replace(path: Path, text: str) -> None:
-    """Writes `path` at once or not at all."""
-    half = path.with_name(path.name + ".part")
-    half.write_text(text, encoding="utf-8")
-    os.replace(half, path)
 
 
 def _by_layer(heads: Sequence[Head]) -> dict[int, list[int]]:
@@ -287,11 +264,4 @@ def _ifeval() -> Metric:
     from heedful.eval import ifeval
 
     ifeval.check()
-
-    def share(row: Record, text: str) -> float:
-        columns = row.columns
-        prompt = str(columns.get("original_prompt", columns.get("prompt", "")))
-        strict, _ = ifeval.followed(columns["instruction_id_list"], columns["kwargs"], prompt, text)
-        return statistics.fmean(strict)
-
-    return share
+    return lambda row, text: statistics.fmean(ifeval.followed(row.columns, text).strict)

@@ -6,6 +6,7 @@ Row 0 is raw, row ℓ + 1 is steered in layer ℓ alone; all hold the last promp
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch.nn.functional import cosine_similarity
@@ -21,11 +22,11 @@ def needs_probe(ranking: Ranking) -> bool:
     return ranking in ("paper", "released", "reversed")
 
 
-def probe_rows(recipe: Recipe, token: int, position: int, slot: int, num_layers: int) -> list[Row]:
-    """The L + 1 rows; only the raw one's logits are read."""
+def probe_rows(recipe: Recipe, raw: Row, num_layers: int) -> list[Row]:
+    """The L + 1 rows, `raw` and the same steered in each layer; only the raw one's logits are read."""
     assert recipe.steerer is not None
-    steered = [Edit(recipe.steerer, frozenset([layer])) for layer in range(num_layers)]
-    return [Row(token, position, slot), *(Row(token, position, slot, edit, wants_logits=False) for edit in steered)]
+    edits = [Edit(recipe.steerer, frozenset([layer])) for layer in range(num_layers)]
+    return [raw, *(replace(raw, edit=edit, wants_logits=False) for edit in edits)]
 
 
 def measured(ranking: Ranking, captured: Captured) -> tuple[int, ...]:

@@ -54,6 +54,11 @@ class Stats:
     ranking_seconds: float = 0.0
     decode_seconds: float = 0.0
 
+    @property
+    def seconds(self) -> float:
+        """Seconds of all its forwards, and of ranking."""
+        return self.prefill_seconds + self.ranking_seconds + self.decode_seconds
+
     def count(self, step: Step) -> None:
         """Adds one step."""
         self.generated_tokens += 1

@@ -9,16 +9,16 @@ import multiprocessing
 import platform
 import resource
 import sys
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
 
 from heedful import __version__
+from heedful.answer import Request
 from heedful.bench import overhead
-from heedful.bench.overhead import Contest, Figure, Report, as_plain
+from heedful.bench.overhead import Contest, Figure, Report, Settings, as_plain, prepare
 from heedful.checks import whole
-from heedful.decode import Request
 from heedful.engine import Engine
 from heedful.methods import NAMES, method_by_name
 from heedful.recipe import Recipe
@@ -26,35 +26,20 @@ from heedful.recipe import Recipe
 EDITS_PREFILL = ("pasta", "spotlight", "instaboost")
 
 
-@dataclass(frozen=True)
-class Settings:
-    """What to measure. `long_prompt`: tokens of the prompt whose memory is measured, 0 for none."""
+def run(settings: Settings, *, profile: str | None = None, long_prompt: int = 16_384) -> Report:
+    """Measures. `profile`: PASTA's heads. `long_prompt`: tokens of the prompt whose memory is measured, 0 for none.
 
-    model: str | None = None
-    shape: str | None = None
-    data: str | None = None
-    profile: str | None = None
-    num_prompts: int = 2
-    batch: int = 16
-    num_tokens: int = 64
-    num_rounds: int = 5
-    long_prompt: int = 16_384
-    num_threads: int = 2
-    device: str = "cpu"
-    dtype: str = "bfloat16"
-
-
-def run(settings: Settings) -> Report:
-    """Measures. Raises `OptionError` for settings that make no sense, `ModelError` where the model cannot be had."""
+    Raises `OptionError` for settings that make no sense, `ModelError` where the model cannot be had.
+    """
     for name in ("num_prompts", "batch", "num_tokens", "num_rounds", "num_threads"):
         whole(name, getattr(settings, name), low=1)
-    if settings.long_prompt:
-        whole("long_prompt", settings.long_prompt, low=256)
+    if long_prompt:
+        whole("long_prompt", long_prompt, low=256)
     # First of all: a child's peak is not below what this process held when it was started.
-    peaks = memory(settings) if settings.long_prompt else []
+    peaks = memory(settings, profile, long_prompt) if long_prompt else []
     torch.set_num_threads(settings.num_threads)
     contest = prepare(settings)
-    recipes = {name: recipe_of(name, contest.engine, settings.profile) for name in NAMES}
+    recipes = {name: recipe_of(name, contest.engine, profile) for name in NAMES}
     singles, many = contest.requests[: settings.num_prompts], contest.requests[: settings.batch]
     speeds: dict[str, list[float]] = {}
     _round(contest, recipes, singles[:1], many[:2])  # warm-up
@@ -70,18 +55,12 @@ def run(settings: Settings) -> Report:
     ]
     figures += peaks
     return Report(
-        settings=asdict(settings),
+        settings={**asdict(settings), "profile": profile, "long_prompt": long_prompt},
         machine=overhead.machine(settings.num_threads, settings.dtype, settings.device),
         versions={"heedful": __version__, "torch": torch.__version__, "python": platform.python_version()},
         speeds=[Figure.of(name, values) for name, values in speeds.items()],
         figures=figures,
     )
-
-
-def prepare(settings: Settings) -> Contest:
-    """The model and its requests."""
-    shared = {name: value for name, value in asdict(settings).items() if name not in ("profile", "long_prompt")}
-    return overhead.prepare(overhead.Settings(**shared))
 
 
 def recipe_of(name: str, engine: Engine, profile: str | None) -> Recipe | None:
@@ -128,27 +107,27 @@ def ratios(speeds: dict[str, list[float]], over: str, under: str) -> list[float]
     return [a / b for a, b in zip(speeds[over], speeds[under], strict=True)]
 
 
-def memory(settings: Settings) -> list[Figure]:
+def memory(settings: Settings, profile: str | None, long_prompt: int) -> list[Figure]:
     """Peak memory of a long prompt's prefill, edited ÷ plain; each in a process of its own."""
     context = multiprocessing.get_context("spawn")
     peaks = {}
     for name in ("none", *EDITS_PREFILL):
-        print(f"memory of {settings.long_prompt} tokens, {name}", file=sys.stderr, flush=True)
+        print(f"memory of {long_prompt} tokens, {name}", file=sys.stderr, flush=True)
         with context.Pool(1) as pool:
-            peaks[name] = pool.apply(peak_bytes, (settings, name))
-    label = f"peak memory of a {settings.long_prompt}-token prefill"
+            peaks[name] = pool.apply(peak_bytes, (settings, name, profile, long_prompt))
+    label = f"peak memory of a {long_prompt}-token prefill"
     return [Figure.of(f"{label}, {name} ÷ none", [peaks[name] / peaks["none"]]) for name in EDITS_PREFILL]
 
 
-def peak_bytes(settings: Settings, name: str) -> int:
+def peak_bytes(settings: Settings, name: str, profile: str | None, long_prompt: int) -> int:
     """Most memory that this process ever held (on CUDA: that the device did) for one long prompt and one token."""
     torch.set_num_threads(settings.num_threads)
     contest = prepare(replace(settings, num_prompts=1, batch=1, num_tokens=1))
     generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(10, 10_000, (settings.long_prompt,), generator=generator).tolist()
-    middle = settings.long_prompt // 2
+    ids = torch.randint(10, 10_000, (long_prompt,), generator=generator).tolist()
+    middle = long_prompt // 2
     positions = tuple(range(middle, middle + 64))
-    recipe = recipe_of(name, contest.engine, settings.profile)
+    recipe = recipe_of(name, contest.engine, profile)
     request = Request(tuple(ids), 1, recipe, positions, (1.0,) * len(positions))
     contest.heedful([steered(request, recipe)])
     if contest.engine.device.type == "cuda":

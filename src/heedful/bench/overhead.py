@@ -17,10 +17,11 @@ from typing import Any
 import torch
 
 from heedful import __version__, data
+from heedful.answer import Request, capacity_for, slots_for
 from heedful.bench import sequential
 from heedful.bench.shapes import random_model
 from heedful.checks import finite, whole
-from heedful.decode import Decoder, Request, capacity_for, slots_for
+from heedful.decode import Decoder
 from heedful.directer import Directer
 from heedful.engine import Engine
 from heedful.errors import SpanError

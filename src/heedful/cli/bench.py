@@ -16,6 +16,14 @@ from heedful.cli import options
 if TYPE_CHECKING:
     from heedful.bench.overhead import Report
 
+Shape = Annotated[str | None, typer.Option(help="Random weights of that shape instead, e.g. llama-3.1-8b.")]
+Data = Annotated[Path | None, typer.Option(help="JSONL of prompts with marked instructions; else built-in ones.")]
+Prompts = Annotated[int, typer.Option(help="Prompts at batch 1.")]
+Batch = Annotated[int, typer.Option(help="The larger batch.")]
+Tokens = Annotated[int, typer.Option(help="New tokens a prompt, EOS ignored.")]
+Rounds = Annotated[int, typer.Option(help="Interleaved rounds.")]
+Threads = Annotated[int, typer.Option(help="CPU threads.")]
+
 app = typer.Typer(no_args_is_help=True, help="Measure speed and memory.")
 
 
@@ -27,15 +35,15 @@ def benches() -> None:
 @app.command()
 def overhead(
     model: options.Model = None,
-    shape: Annotated[str | None, typer.Option(help="Random weights of that shape instead, e.g. llama-3.1-8b.")] = None,
+    shape: Shape = None,
     gate_rate: Annotated[float | None, typer.Option(help="Open the gate on this share of steps.")] = None,
-    data: Annotated[Path | None, typer.Option(help="JSONL with split_prompt and task; else built-in prompts.")] = None,
-    prompts: Annotated[int, typer.Option(help="Prompts at batch 1.")] = 8,
-    batch: Annotated[int, typer.Option(help="The larger batch; 0 leaves it out.")] = 16,
-    tokens: Annotated[int, typer.Option(help="New tokens a prompt, EOS ignored.")] = 128,
-    rounds: Annotated[int, typer.Option(help="Interleaved rounds.")] = 5,
+    data: Data = None,
+    prompts: Prompts = 8,
+    batch: Batch = 16,
+    tokens: Tokens = 128,
+    rounds: Rounds = 5,
     sequential: Annotated[bool, typer.Option(help="Also the slow sequential Directer.")] = True,
-    threads: Annotated[int, typer.Option(help="CPU threads.")] = 2,
+    threads: Threads = 2,
     device: options.Device = "cpu",
     dtype: options.Dtype = "bfloat16",
     as_json: options.Json = False,
@@ -43,11 +51,12 @@ def overhead(
     """Directer and plain decoding against transformers' own generate, interleaved in one run."""
     from heedful.bench.overhead import Settings, run
 
+    path = str(data) if data is not None else None
     settings = Settings(
         model=model,
         shape=shape,
         gate_rate=gate_rate,
-        data=str(data) if data is not None else None,
+        data=path,
         num_prompts=prompts,
         batch=batch,
         num_tokens=tokens,
@@ -63,37 +72,38 @@ def overhead(
 @app.command()
 def methods(
     model: options.Model = None,
-    shape: Annotated[str | None, typer.Option(help="Random weights of that shape instead, e.g. llama-3.1-8b.")] = None,
-    data: Annotated[Path | None, typer.Option(help="JSONL of prompts; else built-in ones.")] = None,
+    shape: Shape = None,
+    data: Data = None,
     profile: Annotated[str | None, typer.Option(help="pasta: file of heads; else 25 heads all over the model.")] = None,
-    prompts: Annotated[int, typer.Option(help="Prompts at batch 1.")] = 2,
-    batch: Annotated[int, typer.Option(help="The larger batch.")] = 16,
-    tokens: Annotated[int, typer.Option(help="New tokens a prompt, EOS ignored.")] = 64,
-    rounds: Annotated[int, typer.Option(help="Interleaved rounds.")] = 5,
+    prompts: Prompts = 2,
+    batch: Batch = 16,
+    tokens: Tokens = 64,
+    rounds: Rounds = 5,
     long_prompt: Annotated[int, typer.Option(help="Tokens of the prompt whose memory is measured; 0: none.")] = 16_384,
-    threads: Annotated[int, typer.Option(help="CPU threads.")] = 2,
+    threads: Threads = 2,
     device: options.Device = "cpu",
     dtype: options.Dtype = "bfloat16",
     as_json: options.Json = False,
 ) -> None:
     """Every method against plain decoding, with and without the gate, interleaved in one run."""
-    from heedful.bench.methods import Settings, run
+    from heedful.bench.methods import run
+    from heedful.bench.overhead import Settings
 
+    path = str(data) if data is not None else None
     settings = Settings(
         model=model,
         shape=shape,
-        data=str(data) if data is not None else None,
-        profile=profile,
+        data=path,
         num_prompts=prompts,
         batch=batch,
         num_tokens=tokens,
         num_rounds=rounds,
-        long_prompt=long_prompt,
+        sequential=False,
         num_threads=threads,
         device=device,
         dtype=dtype,
     )
-    _show(run(settings), as_json)
+    _show(run(settings, profile=profile, long_prompt=long_prompt), as_json)
 
 
 def _show(report: Report, as_json: bool) -> None:

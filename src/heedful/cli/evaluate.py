@@ -9,12 +9,22 @@ import typer
 from rich.console import Console
 from rich.markdown import Markdown
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from typer.core import TyperGroup
 
 from heedful.checks import choice, whole
 from heedful.cli import options
 from heedful.errors import OptionError
 
-app = typer.Typer(no_args_is_help=True, help="Measure methods on benchmarks, and report.")
+
+class TaskFirst(TyperGroup):
+    """`heedful eval TASK …` is `heedful eval run TASK …`: what is no command is a task."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """The command that `args` begin with, or `run`."""
+        return super().resolve_command(ctx, args if args[0] in self.commands else ["run", *args])
+
+
+app = typer.Typer(cls=TaskFirst, no_args_is_help=True, help="Measure methods on benchmarks, and report.")
 
 
 @app.command("run")
@@ -34,7 +44,7 @@ def run_task(
     device: options.Device = "cpu",
     dtype: options.Dtype = "auto",
 ) -> None:
-    """Run TASK under every method; write each answer as it comes, then the report."""
+    """Run TASK under every method (`run` may be left out); write each answer as it comes, then the report."""
     from heedful import data as files
     from heedful.eval import report, run
     from heedful.eval.tasks import TASKS, examples
@@ -52,7 +62,7 @@ def run_task(
         console.print(f"left out: {where}: {why}", style="yellow", markup=False)
     TASKS[task].check()
     lm = options.load_quietly(model, device, dtype)
-    plan = run.Plan(TASKS[task], found, named, out, batch, max_new_tokens)
+    plan = run.Plan(TASKS[task], found, named, out, batch, max_new_tokens, failed)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, TextColumn("{task.fields[speed]}"), console=console) as bar:
         bars = {name: bar.add_task(name, total=len(found), speed="") for name in named}

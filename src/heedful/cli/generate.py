@@ -17,7 +17,7 @@ from rich.text import Text
 from heedful.cli import options
 from heedful.errors import OptionError
 from heedful.generate import Event, Job, Result
-from heedful.methods import NAMES, method_by_name
+from heedful.methods import parse_method
 from heedful.sampling import Sampling
 from heedful.trace import Trace
 
@@ -27,15 +27,11 @@ def generate(
     file: options.PromptFile = None,
     system: options.System = None,
     instruction: options.Marked = None,
-    method: Annotated[str, typer.Option(help=f"One of: {', '.join(NAMES)}.")] = "directer",
+    method: Annotated[str, typer.Option(help=options.METHOD)] = "directer",
     strength: Annotated[float | None, typer.Option(help="How strongly to steer (α).")] = None,
     threshold: Annotated[float | None, typer.Option(help="How plausible a steered token must be (β).")] = None,
     ranking: Annotated[str | None, typer.Option(help="paper, released, reversed, random[:SEED] or 3,1,2.")] = None,
     compat: Annotated[str | None, typer.Option(help="'released': the released code's quirks.")] = None,
-    level: Annotated[int | None, typer.Option(help="static: steer the top L/2^level layers of the ranking.")] = None,
-    profile: Annotated[list[str] | None, typer.Option(help="pasta: file of heads; several are intersected.")] = None,
-    target: Annotated[float | None, typer.Option(help="spotlight: share of attention (ψ).")] = None,
-    multiplier: Annotated[float | None, typer.Option(help="instaboost: factor of attention (M).")] = None,
     max_new_tokens: options.NewTokens = None,
     temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
     top_k: Annotated[int, typer.Option(help="0 keeps all.")] = 0,
@@ -51,20 +47,11 @@ def generate(
     trace: Annotated[Path | None, typer.Option(help="Write the trace as JSON to this file.")] = None,
 ) -> None:
     """Answer PROMPT. Mark what must be heeded with <heed>…</heed>, or name it with --instruction."""
-    settings = {
-        "strength": strength,
-        "threshold": threshold,
-        "ranking": _ranking(ranking),
-        "compat": compat,
-        "level": level,
-        "profile": profile or None,
-        "target": target,
-        "multiplier": multiplier,
-    }
+    settings = {"strength": strength, "threshold": threshold, "ranking": _ranking(ranking), "compat": compat}
     job = Job(
         prompt=options.read_prompt(prompt, file, system),
         instructions=options.instructions(instruction),
-        method=method_by_name(method, settings),
+        method=parse_method(method, settings),
         max_new_tokens=max_new_tokens,
         sampling=Sampling(temperature, top_k, top_p, seed),
         stop=tuple(stop or ()),
@@ -117,10 +104,10 @@ def _partial(events: Sequence[Event]) -> dict[str, Any]:
 
 def _summary(result: Result) -> str:
     stats = result.stats
-    seconds = stats.prefill_seconds + stats.ranking_seconds + stats.decode_seconds
     return (
-        f"{stats.generated_tokens} tokens in {seconds:.1f} s · gate open at {stats.gated}, accepted {stats.accepted}, "
-        f"rejected {stats.rejected}, changed {stats.changed} · {stats.forward_passes} forward passes"
+        f"{stats.generated_tokens} tokens in {stats.seconds:.1f} s · gate open at {stats.gated}, "
+        f"accepted {stats.accepted}, rejected {stats.rejected}, changed {stats.changed} · "
+        f"{stats.forward_passes} forward passes"
     )
 
 

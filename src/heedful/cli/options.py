@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from heedful.errors import PromptError
+from heedful.methods import NAMES
 from heedful.prompt import ROLES, Instructions, Messages
 
 Prompt = Annotated[str | None, typer.Argument(help="The prompt; '-' reads standard input.", show_default=False)]
@@ -21,6 +22,7 @@ Marked = Annotated[
 Model = Annotated[str | None, typer.Option("--model", "-m", help="Hub id or folder; else the built-in model.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1 …")]
 Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
+METHOD = f"One of {', '.join(NAMES)}; with options, as in spotlight:target=0.3 or pasta:profile=heads.json."
 NewTokens = Annotated[int | None, typer.Option("--max-new-tokens", "-n", help="At most this many.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 Raw = Annotated[bool, typer.Option("--raw", help="The prompt as plain text, without the chat template.")]

@@ -21,7 +21,8 @@ from heedful.recipe import SpanView, Stage, Steerer
 
 # Query rows per block where a mask or explicit scores are needed in prefill: bounds memory to block × tokens.
 BLOCK = 256
-MAX_SCORES = 1 << 22
+# Scores per block where they are explicit. Larger blocks fragment the heap (docs/log.md) and are hardly faster.
+MAX_SCORES = 1 << 20
 
 
 @dataclass

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from heedful.errors import OptionError
@@ -31,12 +33,21 @@ def check() -> None:
         ) from None
 
 
-def followed(
-    instruction_ids: Sequence[str], kwargs: Sequence[Mapping[str, Any]], prompt: str, text: str
-) -> tuple[list[bool], list[bool]]:
-    """Whether each instruction is followed, strictly and loosely. Raises `OptionError` without the eval extra."""
+@dataclass(frozen=True)
+class Followed:
+    """Whether each instruction of a row is followed, by the strict and by the loose rule."""
+
+    strict: list[bool]
+    loose: list[bool]
+
+
+def followed(columns: Mapping[str, Any], text: str) -> Followed:
+    """The verdict on an answer to the row `columns`, always the same. Raises `OptionError` without the eval extra."""
     utils = _checkers()
-    example = utils.InputExample(0, list(instruction_ids), prompt, [dict(one) for one in kwargs])
+    prompt = str(columns.get("original_prompt", columns.get("prompt", "")))
+    random.seed(prompt)  # some checkers draw letters or keywords where a row names none
+    kwargs = [dict(one) for one in columns["kwargs"]]
+    example = utils.InputExample(0, list(columns["instruction_id_list"]), prompt, kwargs)
     strict = utils.test_instruction_following_strict(example, text).follow_instruction_list
     loose = utils.test_instruction_following_loose(example, text).follow_instruction_list
-    return [bool(one) for one in strict], [bool(one) for one in loose]
+    return Followed([bool(one) for one in strict], [bool(one) for one in loose])

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from heedful.errors import OptionError
-from heedful.eval.run import file_name, read_header, read_journal
-from heedful.eval.statistics import Mean, Paired, mean, paired
+from heedful.eval.paired import Mean, Paired, mean, paired
+from heedful.eval.run import file_name, read_header, read_records
 
 BASELINE = "none"
 TEXT_FIGURES = ("perplexity", "words", "distinct_2", "repetition")
@@ -52,13 +52,11 @@ def read(folder: Path) -> list[Run]:
 
 def _read_one(path: Path) -> Run:
     header = read_header(path)
-    records = {}
-    for name in sorted(header["settings"]["methods"], key=lambda name: (name != BASELINE, name)):
-        final = path.parent / f"{file_name(name)}.jsonl"
-        found = read_journal(final if final.exists() else path.parent / f"{file_name(name)}.part.jsonl")
-        if found:
-            records[name] = found
-    return Run(header, records)
+    found = {}
+    for name in header["settings"]["methods"]:
+        final, part = path.parent / file_name(name), path.parent / file_name(name, is_finished=False)
+        found[name] = read_records(final if final.exists() else part)
+    return Run(header, {name: answers for name, answers in found.items() if answers})
 
 
 def merge(runs: Sequence[Run]) -> list[Run]:
@@ -75,7 +73,9 @@ def merge(runs: Sequence[Run]) -> list[Run]:
                 raise OptionError(f"two runs of {task} differ in {name}; report them one by one")
         names = dict.fromkeys([*first.records, *run.records])
         both = {name: {**first.records.get(name, {}), **run.records.get(name, {})} for name in names}
-        by_task[task] = Run(first.header, both)
+        left_out = {**first.header["settings"]["left_out"], **run.header["settings"]["left_out"]}
+        header = {**first.header, "settings": {**first.header["settings"], "left_out": left_out}}
+        by_task[task] = Run(header, both)
     return list(by_task.values())
 
 
@@ -97,6 +97,10 @@ def _section(run: Run) -> str:
     if BASELINE in run.records and len(run.records) > 1:
         lines += [_differences(run)]
     lines += [_texts(run), _steps(run)]
+    left_out = settings["left_out"]
+    if left_out:
+        where, why = next(iter(left_out.items()))
+        lines.append(f"**{len(left_out)} lines of the data were left out**; the first, {where}: {why}")
     failures = [(name, r) for name, records in run.records.items() for r in records.values() if "failed" in r]
     if failures:
         first = failures[0][1]

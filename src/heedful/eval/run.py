@@ -7,18 +7,19 @@ in the order of the data, so that a run that was stopped and resumed ends in the
 from __future__ import annotations
 
 import json
-import os
 import platform
 import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import torch
 import transformers
 
+from heedful import __version__, journal
 from heedful.errors import HeedfulError, OptionError
 from heedful.eval import textstats
 from heedful.eval.tasks import Example, Task
@@ -37,6 +38,8 @@ class Plan:
     out: Path
     batch: int = 32
     max_new_tokens: int | None = None
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    """Lines of the data that are no prompt of the task, and why."""
 
 
 @dataclass(frozen=True)
@@ -58,22 +61,22 @@ def run(lm: LM, plan: Plan, *, resume: bool = False, report: Callable[[Progress]
     _begin(folder / "run.json", header(lm, plan), resume)
     count = 0
     for name, method in plan.methods.items():
-        final, journal = folder / f"{file_name(name)}.jsonl", folder / f"{file_name(name)}.part.jsonl"
+        final, part = folder / file_name(name), folder / file_name(name, is_finished=False)
         if final.exists():
             continue
-        done = read_journal(journal)
+        done = read_records(part)
         missing = [example for example in plan.examples if example.key not in done]
-        with _writable(journal):
-            _rewrite(journal, done.values())
-            with journal.open("a", encoding="utf-8") as file:
+        with journal.kept(part):
+            journal.rewrite(part, done.values())
+            with part.open("a", encoding="utf-8") as file:
                 for record in _answers(lm, plan, method, missing):
                     done[record["key"]] = record
                     count += int(record.get("generated_tokens", 0))
-                    file.write(_line(record))
+                    file.write(journal.line(record))
                     file.flush()
                     report(Progress(name, len(done), len(plan.examples), count))
-            _rewrite(final, [done[example.key] for example in plan.examples])
-            journal.unlink()
+            journal.rewrite(final, [done[example.key] for example in plan.examples])
+            part.unlink()
 
 
 def _answers(lm: LM, plan: Plan, method: Method | None, examples: Sequence[Example]) -> Iterator[dict[str, Any]]:
@@ -81,22 +84,26 @@ def _answers(lm: LM, plan: Plan, method: Method | None, examples: Sequence[Examp
     jobs: list[Job] = []
     asked: list[Example] = []
     for example in examples:
-        limit = min(example.max_new_tokens, plan.max_new_tokens or example.max_new_tokens)
         try:
-            encoded = lm.encode(example.prompt, example.instructions)
-            room = (lm.engine.context_length or 1 << 30) - len(encoded.token_ids)
-            if room < 1:
-                raise OptionError(f"the prompt has {len(encoded.token_ids)} tokens, the context is shorter")
-            if method is not None and not encoded.span:
-                raise OptionError("nothing in the prompt is marked")
+            job = _job(lm, plan, method, example)
+            lm.request(job)
         except HeedfulError as error:
             yield _failed(plan.task, example, str(error))
             continue
         asked.append(example)
-        jobs.append(Job(example.prompt, example.instructions, method, min(limit, room)))
-    for event in lm.stream_batch(jobs, num_slots=plan.batch) if jobs else ():
+        jobs.append(job)
+    for event in lm.stream_batch(jobs, num_slots=plan.batch):
         if event.result is not None:
             yield _record(lm, plan.task, asked[event.index], event.result)
+
+
+def _job(lm: LM, plan: Plan, method: Method | None, example: Example) -> Job:
+    """As many new tokens as the task allows and the context leaves."""
+    limit = min(example.max_new_tokens, plan.max_new_tokens or example.max_new_tokens)
+    if lm.engine.context_length is not None:
+        left = lm.engine.context_length - len(lm.encode(example.prompt, example.instructions).token_ids)
+        limit = max(1, min(limit, left))
+    return Job(example.prompt, example.instructions, method, limit)
 
 
 def _record(lm: LM, task: Task, example: Example, result: Result) -> dict[str, Any]:
@@ -134,8 +141,12 @@ def _record(lm: LM, task: Task, example: Example, result: Result) -> dict[str, A
 
 
 def _failed(task: Task, example: Example, reason: str, text: str = "") -> dict[str, Any]:
-    """A row that could not be asked or judged: named, counted as failed, and worth no point."""
-    return {"key": example.key, "failed": reason, "text": text, "points": {task.primary: [0.0, 1.0]}}
+    """A row that could not be asked or judged: named, counted as failed, and worth no point in any metric."""
+    try:
+        points = {name: [0.0, most] for name, (_, most) in task.judge(example, "").points.items()}
+    except Exception:  # the row itself cannot be judged
+        points = {task.primary: [0.0, 1.0]}
+    return {"key": example.key, "failed": reason, "text": text, "points": points}
 
 
 def header(lm: LM, plan: Plan) -> dict[str, Any]:
@@ -146,30 +157,17 @@ def header(lm: LM, plan: Plan) -> dict[str, Any]:
             "primary": plan.task.primary,
             "model": asdict(lm.engine.shape),
             "dtype": str(lm.model.dtype),
-            "methods": {name: method.describe() if method else {"name": "none"} for name, method in sorted_(plan)},
+            "methods": {name: m.describe() if m else {"name": "none"} for name, m in plan.methods.items()},
             "keys": [example.key for example in plan.examples],
+            "left_out": dict(plan.left_out),
             "max_new_tokens": plan.max_new_tokens,
             "batch": plan.batch,
         },
-        "versions": {"torch": torch.__version__, "transformers": transformers.__version__, "heedful": _version()},
+        "versions": {"torch": torch.__version__, "transformers": transformers.__version__, "heedful": __version__},
         "commit": _commit(),
         "hardware": f"{platform.machine()}, {torch.get_num_threads()} threads, {lm.engine.device.type}",
         "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
-
-
-def sorted_(plan: Plan) -> list[tuple[str, Method | None]]:
-    """The methods by name."""
-    return sorted(plan.methods.items(), key=lambda item: item[0])
-
-
-def _version() -> str:
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        return version("heedful")
-    except PackageNotFoundError:
-        return "not installed"
 
 
 def _commit() -> str | None:
@@ -181,79 +179,40 @@ def _commit() -> str | None:
 
 
 def _begin(path: Path, wanted: dict[str, Any], resume: bool) -> None:
-    """Writes the header, or checks that the one that is there asks for the same; more methods may be added."""
-    wanted = json.loads(json.dumps(wanted))
+    """Writes the header, or checks that the one that is there asks for the same; methods may be added."""
     if path.exists():
         if not resume:
             raise OptionError(f"{path.parent} holds a run already: go on with it by --resume, or choose another --out")
-        found = read_header(path)
-        for name, value in wanted["settings"].items():
-            before = found["settings"].get(name)
-            if name == "methods":
-                value = {**before, **value} if all(value.get(k, v) == v for k, v in before.items()) else value
-                wanted["settings"][name] = value
-                before = {**before, **{k: v for k, v in value.items() if k not in before}}
-            if before != value:
-                raise OptionError(f"{path} was begun with another {name}: use the same, or choose another --out")
-        wanted = {**found, "settings": wanted["settings"]}
-    with _writable(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _replace(path, json.dumps(wanted, indent=1) + "\n")
+        wanted = _merged(path, read_header(path), json.loads(json.dumps(wanted)))
+    with journal.kept(path):
+        journal.write(path, json.dumps(wanted, indent=1) + "\n")
+
+
+def _merged(path: Path, found: dict[str, Any], wanted: dict[str, Any]) -> dict[str, Any]:
+    """The header that is there, with the methods that are new. Raises `OptionError` where any setting differs."""
+    before, now = found["settings"], wanted["settings"]
+    changed = [name for name in now if name != "methods" and before.get(name) != now[name]]
+    changed += [name for name, value in now["methods"].items() if before["methods"].get(name, value) != value]
+    if changed:
+        raise OptionError(f"{path} was begun with another {changed[0]}: use the same, or choose another --out")
+    return {**found, "settings": {**before, "methods": {**before["methods"], **now["methods"]}}}
 
 
 def read_header(path: Path) -> dict[str, Any]:
     """A run's header. Raises `OptionError` where it cannot be read."""
     try:
         found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        found["settings"]["methods"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        found["settings"]["methods"].items()
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise OptionError(f"{path} is no run's header: {error!r}") from error
     return found
 
 
-def read_journal(path: Path) -> dict[str, dict[str, Any]]:
-    """The records of a file by key; a line that a kill cut short is dropped."""
-    found: dict[str, dict[str, Any]] = {}
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
-        try:
-            record = json.loads(line)
-            found[record["key"]] = record
-        except (ValueError, KeyError, TypeError):
-            continue
-    return found
+def read_records(path: Path) -> dict[str, dict[str, Any]]:
+    """The records of a method's file by key."""
+    return {entry["key"]: entry for entry in journal.entries(path) if "key" in entry and "points" in entry}
 
 
-def file_name(method: str) -> str:
-    """A method's spec as a file name."""
-    return "".join(letter if letter.isalnum() or letter in "-_=.," else "+" for letter in method)
-
-
-def _line(record: Mapping[str, Any]) -> str:
-    return json.dumps(record, ensure_ascii=False) + "\n"
-
-
-def _rewrite(path: Path, records: Any) -> None:
-    _replace(path, "".join(map(_line, records)))
-
-
-def _replace(path: Path, text: str) -> None:
-    """Writes `path` at once or not at all."""
-    half = path.with_name(path.name + ".half")
-    half.write_text(text, encoding="utf-8")
-    os.replace(half, path)
-
-
-class _writable:
-    """Turns a full disk, or a folder that cannot be written, into one line."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
-        if isinstance(error, OSError):
-            raise OptionError(
-                f"cannot write {self.path}: {error.strerror or error}; what is there is kept: go on with --resume"
-            ) from error
+def file_name(method: str, *, is_finished: bool = True) -> str:
+    """The file of a method's answers."""
+    return quote(method, safe="=,") + (".jsonl" if is_finished else ".part.jsonl")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -59,19 +58,12 @@ def _ifeval_split(record: Record) -> Example:
 
 
 def _ifeval_verdict(example: Example, text: str) -> Verdict:
-    random.seed(f"heedful {example.key}")  # some checkers draw letters or keywords where a row names none
-    columns = example.columns
-    prompt = str(columns.get("original_prompt", columns.get("prompt", "")))
-    strict, loose = ifeval.followed(columns["instruction_id_list"], columns["kwargs"], prompt, text)
-    return Verdict(
-        {
-            "prompt_strict": (float(all(strict)), 1.0),
-            "instruction_strict": (float(sum(strict)), float(len(strict))),
-            "prompt_loose": (float(all(loose)), 1.0),
-            "instruction_loose": (float(sum(loose)), float(len(loose))),
-        },
-        {"followed": dict(zip(columns["instruction_id_list"], strict, strict=True))},
-    )
+    found = ifeval.followed(example.columns, text)
+    points: dict[str, tuple[float, float]] = {}
+    for rule, verdicts in (("strict", found.strict), ("loose", found.loose)):
+        points[f"prompt_{rule}"] = (float(all(verdicts)), 1.0)
+        points[f"instruction_{rule}"] = (float(sum(verdicts)), float(len(verdicts)))
+    return Verdict(points, {"followed": dict(zip(example.columns["instruction_id_list"], found.strict, strict=True))})
 
 
 def _gsm8k(record: Record) -> Example:

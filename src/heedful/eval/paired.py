@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from scipy.stats import binomtest, bootstrap
 
 NUM_RESAMPLES = 10_000
 
@@ -44,11 +46,8 @@ Points = Mapping[str, tuple[float, float]]
 
 def mean(points: Points) -> Mean:
     """Points had over points to be had, resampled by prompt."""
-    pairs = np.array([points[key] for key in sorted(points)], dtype=float)
-    shares = _resample(pairs).sum(axis=1)
-    low, high = np.percentile(shares[:, 0] / shares[:, 1], [2.5, 97.5])
-    had, most = pairs.sum(axis=0)
-    return Mean(float(had / most), float(low), float(high), len(pairs))
+    had, most = np.array([points[key] for key in sorted(points)], dtype=float).T
+    return _bootstrap([had, most], lambda had, most, axis: had.sum(axis) / most.sum(axis))
 
 
 def paired(points: Points, baseline: Points) -> Paired:
@@ -56,26 +55,27 @@ def paired(points: Points, baseline: Points) -> Paired:
     shared = sorted(set(points) & set(baseline))
     if not shared:
         raise ValueError("the two have no prompt in common")
-    ours = np.array([points[key] for key in shared], dtype=float)
-    theirs = np.array([baseline[key] for key in shared], dtype=float)
-    sums = _resample(np.concatenate([ours, theirs], axis=1)).sum(axis=1)
-    low, high = np.percentile(sums[:, 0] / sums[:, 1] - sums[:, 2] / sums[:, 3], [2.5, 97.5])
-    value = ours[:, 0].sum() / ours[:, 1].sum() - theirs[:, 0].sum() / theirs[:, 1].sum()
-    change = ours[:, 0] / ours[:, 1] - theirs[:, 0] / theirs[:, 1]
+    ours, most = np.array([points[key] for key in shared], dtype=float).T
+    theirs, most_too = np.array([baseline[key] for key in shared], dtype=float).T
+    difference = _bootstrap(
+        [ours, most, theirs, most_too],
+        lambda a, b, c, d, axis: a.sum(axis) / b.sum(axis) - c.sum(axis) / d.sum(axis),
+    )
+    change = ours / most - theirs / most_too
     fixed, broken = int((change > 1e-9).sum()), int((change < -1e-9).sum())
-    difference = Mean(float(value), float(low), float(high), len(shared))
     return Paired(difference, fixed, broken, mcnemar(fixed, broken))
 
 
 def mcnemar(fixed: int, broken: int) -> float:
     """Two-sided exact p-value: that as lopsided a split of `fixed + broken` changes comes from a fair coin."""
-    from scipy.stats import binomtest
-
     return float(binomtest(fixed, fixed + broken).pvalue) if fixed + broken else 1.0
 
 
-def _resample(rows: np.ndarray) -> np.ndarray:
-    """`(resamples, rows, columns)`, seeded; fewer resamples where the rows are very many."""
-    random = np.random.default_rng(0)
-    count = max(1000, min(NUM_RESAMPLES, 20_000_000 // max(1, rows.size)))
-    return rows[random.integers(0, len(rows), size=(count, len(rows)))]
+def _bootstrap(samples: list[Any], statistic: Callable[..., Any]) -> Mean:
+    """The statistic with its percentile interval over resampled prompts, seeded; of one prompt, a point."""
+    value, count = float(statistic(*samples, axis=0)), len(samples[0])
+    if count == 1:
+        return Mean(value, value, value, count)
+    options = {"paired": True, "vectorized": True, "method": "percentile", "n_resamples": NUM_RESAMPLES, "batch": 500}
+    interval = bootstrap(samples, statistic, rng=np.random.default_rng(0), **options).confidence_interval
+    return Mean(value, float(interval.low), float(interval.high), count)
