@@ -13,7 +13,8 @@ import pytest
 from hypothesis import given, settings
 
 from heedful.errors import OptionError
-from heedful.eval.lifbench import SUBTASKS, distance, score
+from heedful.eval.lifbench import SUBTASKS, score
+from heedful.eval.lifbench.reading import distance
 
 DATA = Path(__file__).parents[2] / "shared" / "data" / "lifbench"
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="the shared LIFBench data is not here")
