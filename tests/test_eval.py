@@ -1,7 +1,11 @@
 """Evaluation: verdicts, statistics checked by hand, and runs that end in the same bytes however often killed."""
 
 import json
+import os
 import random
+import shutil
+import signal
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,9 +16,9 @@ import heedful
 from heedful import data, journal
 from heedful.cli import app
 from heedful.errors import HeedfulError, OptionError
-from heedful.eval import gsm8k, ifeval, paired, report, run, textstats
+from heedful.eval import ablation, gsm8k, ifeval, paired, report, run, textstats
 from heedful.eval.tasks import TASKS, Example, examples
-from heedful.methods import parse_method
+from heedful.methods import parse_method, parse_methods
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 needs_data = pytest.mark.skipif(not SHARED.exists(), reason="the development data is not beside the checkout")
@@ -169,6 +173,32 @@ def test_killed_and_resumed_is_the_same_bytes(lm: heedful.LM, file: Path, whole:
     assert answers(tmp_path) == answers(whole)
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_twenty_real_kills(lm: heedful.LM, file: Path, whole: Path, tmp_path: Path) -> None:
+    """A process killed by the system at a random moment, 20 times over, then left alone: nothing lost or repeated."""
+    dice, kills = random.Random(0), 0
+    while kills < 20:
+        child = os.fork()
+        if child == 0:
+            code = 1
+            try:
+                run.run(lm, plan(file, tmp_path), resume=True)
+                code = 0
+            finally:
+                os._exit(code)
+        time.sleep(dice.uniform(0, 0.4))
+        os.kill(child, signal.SIGKILL)
+        _, status = os.waitpid(child, 0)
+        if os.WIFEXITED(status):  # it was through before the kill: begin again with other moments
+            assert os.WEXITSTATUS(status) == 0
+            assert answers(tmp_path) == answers(whole)
+            shutil.rmtree(tmp_path / "gsm8k-format")
+        else:
+            kills += 1
+    run.run(lm, plan(file, tmp_path), resume=True)
+    assert answers(tmp_path) == answers(whole)
+
+
 def test_another_run_is_refused(lm: heedful.LM, file: Path, whole: Path) -> None:
     with pytest.raises(OptionError, match="holds a run already"):
         run.run(lm, plan(file, whole))
@@ -232,3 +262,27 @@ def test_the_commands(
         app(["eval", "speed", "--data", str(file), "--out", str(tmp_path)], standalone_mode=False)
     with pytest.raises(OptionError, match="holds no run"):
         app(["eval", "report", str(file.parent)], standalone_mode=False)
+
+
+def test_ablations_can_all_be_read() -> None:
+    for name in ablation.ABLATIONS:
+        found = ablation.spelled(name, seeds=2)
+        methods = parse_methods(",".join(found))
+        assert list(methods) == found
+        assert found[:2] == ["none", "directer"]
+        assert len(found) > 3
+    assert "pasta-gated:profile=h.json" in ablation.spelled("gate", profile="h.json")
+    for wrong in ({"name": "nope"}, {"name": "ranking", "seeds": 0}, {"name": "ladder", "profile": "h.json"}):
+        with pytest.raises(OptionError):
+            ablation.spelled(**wrong)
+
+
+def test_an_ablation_is_one_command(
+    lm: heedful.LM, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("heedful.cli.options.load_quietly", lambda *_: lm)
+    command = ["eval", "ablation", "tokens", "--task", "gsm8k-format", "--data", str(file), "--out", str(tmp_path)]
+    app([*command, "--seeds", "2", "--limit", "2", "-n", "3"], standalone_mode=False)
+    (found,) = report.read(tmp_path)
+    assert list(found.records) == ["none", "directer", "directer:span=random:0", "directer:span=random:1"]
+    assert found.header["settings"]["methods"]["directer:span=random:1"]["span"] == "random:1"

@@ -11,7 +11,9 @@ import heedful
 from heedful import data, profiling
 from heedful.cli import app
 from heedful.errors import DataError, HeedfulError, OptionError
-from heedful.profiling import Profiler, Settings, metric
+from heedful.metrics import metric
+from heedful.profiling import Profiler, Settings
+from heedful.scorebook import Scorebook
 
 ROWS = [
     {"prompt": "Say hello. <heed>Do not use commas.</heed>", "expected": "Hello!", "regex": "Hel+o"},
@@ -42,7 +44,7 @@ def scripted(monkeypatch: pytest.MonkeyPatch, good: set[int], stop_after: int | 
     """Answers that please the metric exactly where a good head is steered; counts them."""
     asked: list[Any] = []
 
-    def answers(self: Profiler, jobs: list[Any], batch: int) -> Any:
+    def answers(self: Scorebook[Any], jobs: list[Any], batch: int) -> Any:
         for index, job in enumerate(jobs):
             if stop_after is not None and len(asked) == stop_after:
                 raise KeyboardInterrupt
@@ -50,7 +52,7 @@ def scripted(monkeypatch: pytest.MonkeyPatch, good: set[int], stop_after: int | 
             heads = set() if job.method is None else set(dict(job.method.heads)[0])
             yield index, "yes" if heads & good else "NO"
 
-    monkeypatch.setattr(Profiler, "_answers", answers)
+    monkeypatch.setattr(Scorebook, "_answers", answers)
     return asked
 
 
@@ -211,7 +213,7 @@ def test_the_command(
 @pytest.mark.parametrize("text", ["", "[1]\n", '{"model": null}\n', "\xff\xfe"])
 def test_scores_that_are_none(lm: heedful.LM, file: Path, tmp_path: Path, text: str) -> None:
     (tmp_path / "heads.scores.jsonl").write_bytes(text.encode("latin-1"))
-    with pytest.raises(OptionError, match=r"is no profile's scores"):
+    with pytest.raises(OptionError, match="holds no scores"):
         Profiler(lm, settings(file), tmp_path / "heads.json")
     with pytest.raises(OptionError, match=r"a file of its own"):
         Profiler(lm, settings(file), tmp_path)

@@ -11,6 +11,7 @@ from typing import Any
 from heedful.checks import choice
 from heedful.contrast import Anchoring, ContextAware
 from heedful.directer import Directer
+from heedful.displacement import Displaced
 from heedful.errors import OptionError
 from heedful.gate import Plausibility
 from heedful.recipe import Method
@@ -33,11 +34,16 @@ NAMES = (*METHODS, *(name + GATED for name, kind in METHODS.items() if kind not 
 def method_by_name(name: str, options: dict[str, Any] | None = None) -> Method | None:
     """The method called `name` with those `options` that are not None; "-gated" behind a name puts it under a gate.
 
-    A gated method takes `threshold` too. Raises `OptionError` for an unknown name or option.
+    A gated method takes `threshold` too. Any method takes `span`, which moves it to other tokens (see `Displaced`).
+    Raises `OptionError` for an unknown name or option.
     """
     choice("method", name, NAMES)
-    kind = METHODS[name.removesuffix(GATED)]
     given = {key: value for key, value in (options or {}).items() if value is not None}
+    if "span" in given and METHODS.get(name.removesuffix(GATED)) is not None:
+        method = method_by_name(name, {key: value for key, value in given.items() if key != "span"})
+        assert method is not None
+        return Displaced(method, given["span"])
+    kind = METHODS[name.removesuffix(GATED)]
     if "gate" in given:
         raise OptionError(f"a gate is asked for by name: {name.removesuffix(GATED)}{GATED}")
     if name.endswith(GATED):
@@ -55,15 +61,18 @@ def method_by_name(name: str, options: dict[str, Any] | None = None) -> Method |
         raise OptionError(f"method {name!r} takes no {unused[0]}; it takes {takes}")
     if profiles is not None:
         return Pasta.from_file(*paths, **given)
-    method: Method | None = None if kind is None else kind(**given)
-    return method
+    found: Method | None = None if kind is None else kind(**given)
+    return found
 
 
 def parse_method(text: str, more: dict[str, Any] | None = None) -> Method | None:
     """The method that `text` names, with options: `static:strength=10`, `pasta-gated:profile=heads.json`.
 
-    Values are JSON, or plain text; `more` are options besides. Raises `OptionError` for an unknown name or option.
+    Values are JSON, or plain text; `more` are options besides. `@FILE` is the method of a settings file, as
+    `heedful tune` writes it. Raises `OptionError` for an unknown name or option, or a file that is none.
     """
+    if text.startswith("@"):
+        text = _from_settings(Path(text[1:]))
     name, *pairs = re.split(r":(?=[a-z_]+=)", text)  # a value may hold a colon: ranking=random:1
     options = dict(more or {})
     for pair in pairs:
@@ -79,6 +88,16 @@ def parse_methods(text: str) -> dict[str, Method | None]:
     if not named:
         raise OptionError("name at least one method")
     return named
+
+
+def _from_settings(path: Path) -> str:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))["method"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise OptionError(f"{path} is no settings file: {error!r}; `heedful tune` makes one") from error
+    if not isinstance(found, str) or found.startswith("@"):
+        raise OptionError(f"{path} is no settings file: its method must be text such as 'directer:strength=30'")
+    return found
 
 
 def _value(text: str) -> Any:

@@ -7,26 +7,22 @@ batched: each answer is a slot with a steerer of its own. Source of the procedur
 
 from __future__ import annotations
 
-import hashlib
 import json
-import statistics
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from heedful import data, journal
+from heedful import data, journal, scorebook
 from heedful.checks import finite, whole
-from heedful.constraints import is_json, pattern
-from heedful.data import Record
-from heedful.errors import DataError, OptionError
-from heedful.generate import LM, Job
+from heedful.errors import OptionError
+from heedful.generate import LM
+from heedful.metrics import metric
 from heedful.recipe import ModelShape
+from heedful.scorebook import Scorebook
 from heedful.steerers import Pasta, scores_path
 
 Head = tuple[int, int]
-Metric = Callable[[Record, str], float]
 Task = tuple[Head | None, int]
 """One answer to score: a head (None: plain decoding) and the index of a row."""
 
@@ -92,95 +88,54 @@ class Profiler:
         self.heads = _all_heads(lm.engine.shape)
         if settings.top_k > len(self.heads):
             raise OptionError(f"top_k is {settings.top_k}, but the model has {len(self.heads)} heads")
-        self.header = {"settings": self._settings(), "model": asdict(lm.engine.shape)}
-        self.scores: dict[Task, float] = self._resume()
-        self._encodable()
+        settings_now = {**asdict(settings), **scorebook.provenance(lm, settings.data_path)}
+        self.book: Scorebook[Head | None] = Scorebook(
+            lm=lm,
+            rows=self.rows,
+            metric=self.metric,
+            max_new_tokens=settings.max_new_tokens,
+            path=scores_path(out),
+            header={"settings": settings_now, "model": asdict(lm.engine.shape)},
+            candidates=[None, *self.heads],
+            method_of=self._method,
+            columns_of=_columns,
+        )
 
     @property
     def num_answers(self) -> int:
         """Answers still to generate."""
-        return self._total() - len(self.scores)
+        return self._total() - len(self.book.scores)
 
     def _total(self) -> int:
         screened = min(self.settings.screen_rows, len(self.rows))
         kept = min(self.settings.num_kept, len(self.heads))
         return len(self.rows) + len(self.heads) * screened + kept * (len(self.rows) - screened)
 
-    def _settings(self) -> dict[str, Any]:
-        content = Path(self.settings.data_path).read_bytes()
-        more = {"data_sha256": hashlib.sha256(content).hexdigest(), "dtype": str(self.lm.model.dtype)}
-        return {**asdict(self.settings), **more}
-
-    def _encodable(self) -> None:
-        """Every prompt is read once now: a row without an instruction should not end a run after an hour."""
-        for row in self.rows:
-            prompt, instructions = row.prompt
-            if not self.lm.encode(prompt, instructions).span:
-                raise DataError(f"line {row.number} of {row.path} marks no instruction")
-
-    def _resume(self) -> dict[Task, float]:
-        """Scores of an earlier run."""
-        path = scores_path(self.out)
-        if not path.exists():
-            return {}
-        found = journal.entries(path)
-        if not found or not all(isinstance(found[0].get(part), dict) for part in self.header):
-            raise OptionError(f"{path} is no profile's scores; choose another --out")
-        for part, wanted in self.header.items():
-            _same(path, found[0][part], wanted)
-        heads = {None, *self.heads}
-        scores = filter(None, map(_read_entry, found[1:]))
-        return {task: score for task, score in scores if task[0] in heads and task[1] in range(len(self.rows))}
-
     def run(self, batch: int, report: Callable[[Progress], None] = lambda _: None) -> Profile:
         """Scores what is missing, `batch` answers at a time, and writes the profile to `out`."""
-        whole("batch", batch, low=1)
         screened = min(self.settings.screen_rows, len(self.rows))
         plain: list[Task] = [(None, row) for row in range(len(self.rows))]
         screen: list[Task] = [(head, row) for row in range(screened) for head in self.heads]
-        self._score([*plain, *screen], batch, lambda: report(Progress(len(self.scores), self._total(), True)))
+        self.book.score([*plain, *screen], batch, lambda done: report(Progress(done, self._total(), True)))
         kept = self._best(self.heads, range(screened), self.settings.num_kept)
         rest: list[Task] = [(head, row) for row in range(screened, len(self.rows)) for head in kept]
-        self._score(rest, batch, lambda: report(Progress(len(self.scores), self._total(), False)))
+        self.book.score(rest, batch, lambda done: report(Progress(done, self._total(), False)))
         best = self._best(kept, range(len(self.rows)), self.settings.top_k)
+        every = range(len(self.rows))
         profile = Profile(
             heads=_by_layer(best),
-            scores={head: self._mean(head, range(len(self.rows))) for head in kept},
-            plain=self._mean(None, range(len(self.rows))),
+            scores={head: self.book.mean(head, every) for head in kept},
+            plain=self.book.mean(None, every),
         )
         self._write(profile)
         return profile
 
-    def _mean(self, head: Head | None, rows: range) -> float:
-        return statistics.fmean(self.scores[head, row] for row in rows)
-
     def _best(self, heads: Sequence[Head], rows: range, count: int) -> list[Head]:
         """The best by mean score; ties by layer and head."""
-        return sorted(heads, key=lambda head: (-self._mean(head, rows), head))[:count]
+        return sorted(heads, key=lambda head: (-self.book.mean(head, rows), head))[:count]
 
-    def _score(self, tasks: Sequence[Task], batch: int, report: Callable[[], None]) -> None:
-        missing = [task for task in tasks if task not in self.scores]
-        jobs = [self._job(head, row) for head, row in missing]
-        path = scores_path(self.out)
-        with journal.kept(path):
-            journal.rewrite(path, [self.header, *map(_entry, self.scores.items())])
-            with path.open("a", encoding="utf-8") as file:
-                for index, text in self._answers(jobs, batch):
-                    head, row = missing[index]
-                    self.scores[head, row] = self.metric(self.rows[row], text)
-                    file.write(journal.line(_entry(((head, row), self.scores[head, row]))))
-                    file.flush()
-                    report()
-
-    def _answers(self, jobs: list[Job], batch: int) -> Iterator[tuple[int, str]]:
-        for event in self.lm.stream_batch(jobs, num_slots=batch):
-            if event.result is not None:
-                yield event.index, event.result.text
-
-    def _job(self, head: Head | None, row: int) -> Job:
-        prompt, instructions = self.rows[row].prompt
-        method = None if head is None else Pasta({head[0]: [head[1]]}, self.settings.strength)
-        return Job(prompt, instructions, method, self.settings.max_new_tokens)
+    def _method(self, head: Head | None) -> Pasta | None:
+        return None if head is None else Pasta({head[0]: [head[1]]}, self.settings.strength)
 
     def _write(self, profile: Profile) -> None:
         with journal.kept(self.out):
@@ -188,80 +143,17 @@ class Profiler:
 
     def seconds_each(self, batch: int) -> float:
         """Seconds an answer takes, measured on one batch of the screen (whose scores are kept)."""
-        tasks: list[Task] = [(head, 0) for head in self.heads[:batch]]
-        missing = [task for task in tasks if task not in self.scores]
-        if not missing:
-            return 0.0
-        begun = time.perf_counter()
-        self._score(missing, batch, lambda: None)
-        return (time.perf_counter() - begun) / len(missing)
+        return self.book.seconds_each([(head, 0) for head in self.heads[:batch]], batch)
 
 
 def _all_heads(model: ModelShape) -> list[Head]:
     return [(layer, head) for layer in range(model.num_layers) for head in range(model.num_heads)]
 
 
-def _same(path: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
-    for name, value in wanted.items():
-        if found.get(name) != value:
-            raise OptionError(
-                f"{path} was begun with {name} = {found.get(name)!r}, now it is {value!r}: "
-                "finish it with the settings it was begun with, or choose another --out"
-            )
-
-
-def _entry(item: tuple[Task, float]) -> dict[str, Any]:
-    (head, row), score = item
-    layer, number = (None, None) if head is None else head
-    return {"layer": layer, "head": number, "row": row, "score": score}
-
-
-def _read_entry(entry: dict[str, Any]) -> tuple[Task, float] | None:
-    """An entry's task and score; None where it is no such entry."""
-    try:
-        head = None if entry["layer"] is None else (int(entry["layer"]), int(entry["head"]))
-        return (head, int(entry["row"])), float(entry["score"])
-    except (ValueError, KeyError, TypeError):
-        return None
+def _columns(head: Head | None) -> dict[str, Any]:
+    return dict(zip(("layer", "head"), (None, None) if head is None else head, strict=True))
 
 
 def _by_layer(heads: Sequence[Head]) -> dict[int, list[int]]:
     layers = sorted({layer for layer, _ in heads})
     return {layer: sorted(head for at, head in heads if at == layer) for layer in layers}
-
-
-def metric(name: str, rows: Sequence[Record]) -> Metric:
-    """The metric called `name`, from 0 to 1. Raises `OptionError` or, where a column is missing, `DataError`."""
-    kind, colon, argument = name.partition(":")
-    if name == "json":
-        return lambda row, text: float(is_json(text.strip()))
-    if kind == "regex" and colon and argument:
-        matches = pattern(argument)
-        return lambda row, text: float(matches(text))
-    if name not in COLUMNS:
-        raise OptionError(f"unknown metric {name!r}; known: json, regex, regex:PATTERN, exact, ifeval")
-    chosen = _ifeval() if name == "ifeval" else _by_column(name)
-    for row in rows:
-        row.need(COLUMNS[name], f"metric {name!r}")
-        try:
-            chosen(row, "A first answer, to see that the row can be scored.")
-        except Exception as error:  # checkers raise anything; a row that cannot be scored must be told of now
-            raise DataError(f"metric {name!r} cannot score line {row.number} of {row.path}: {error!r}") from error
-    return chosen
-
-
-def _by_column(name: str) -> Metric:
-    if name == "regex":
-        return lambda row, text: float(pattern(str(row.columns["regex"]))(text))
-    return lambda row, text: float(text.strip() == str(row.columns["expected"]).strip())
-
-
-COLUMNS = {"exact": ("expected",), "regex": ("regex",), "ifeval": ("instruction_id_list", "kwargs")}
-
-
-def _ifeval() -> Metric:
-    """The share of a row's instructions that lm-eval's own checkers find followed (strict)."""
-    from heedful.eval import ifeval
-
-    ifeval.check()
-    return lambda row, text: statistics.fmean(ifeval.followed(row.columns, text).strict)

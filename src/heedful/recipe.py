@@ -101,7 +101,8 @@ class Recipe:
     Either `steerer` or `contrast`. `gate` None: ungated, one steered row a step whose key and value are kept.
     `layers`: those that may be steered, None for all. `level`: ungated, steer the schedule's set of that number (0 is
     all). `steers_prefill`: ungated, whether the prompt's tokens are steered as well. `overhang`: how many tokens past
-    each end of the span are steered too (0, or 1 for the released code's quirk).
+    each end of the span are steered too (0, or 1 for the released code's quirk). `displace(positions, num_tokens)`:
+    where the span's tokens are taken to lie, for controls.
     """
 
     steerer: Steerer | None = None
@@ -113,6 +114,7 @@ class Recipe:
     level: int = 0
     steers_prefill: bool = False
     overhang: int = 0
+    displace: Callable[[Sequence[int], int], Sequence[int]] | None = None
 
     def __post_init__(self) -> None:
         check_ranking(self.ranking)
@@ -144,6 +146,8 @@ class Recipe:
 
         Raises `OptionError` for a weight that is neither 0 nor 1 where logits are contrasted: hiding knows no degrees.
         """
+        if self.displace is not None:
+            positions = self.displace(positions, num_tokens)
         wide = dict(zip(positions, weights, strict=True))
         if self.contrast is not None:
             if any(weight not in (0.0, 1.0) for weight in weights):

@@ -23,6 +23,7 @@ def command(
     methods: Annotated[
         str, typer.Option(help="Separated by commas, each with its options: static:strength=10,pasta:profile=FILE.")
     ] = ",".join(DEFAULT_METHODS),
+    settings: options.SettingsFile = None,
     check: Annotated[
         list[str] | None, typer.Option(help="no_comma, json, regex:…, max_words:100 … May be repeated.")
     ] = None,
@@ -36,7 +37,7 @@ def command(
     from heedful.methods import parse_methods
 
     message = options.read_prompt(prompt, file, system)
-    named = parse_methods(methods)
+    named = parse_methods(methods if settings is None else f"{methods},@{settings}")
     rows = compare(
         message,
         named,

@@ -35,6 +35,7 @@ def run_task(
     ],
     out: Annotated[Path, typer.Option(help="Folder for answers, verdicts and the report.")],
     methods: Annotated[str, typer.Option(help="Separated by commas, as in `heedful compare`.")] = "none,directer",
+    settings: options.SettingsFile = None,
     limit: Annotated[int | None, typer.Option(help="Only the first rows of each file.")] = None,
     shard: Annotated[str | None, typer.Option(help="i/n: every n-th row, from the i-th on (from 0).")] = None,
     max_new_tokens: options.NewTokens = None,
@@ -54,7 +55,7 @@ def run_task(
     whole("batch", batch, low=1)
     if limit is not None:
         whole("limit", limit, low=1)
-    named = parse_methods(methods)
+    named = parse_methods(methods if settings is None else f"{methods},@{settings}")
     records = [record for path in data for record in files.read(path, limit)]
     found, failed = examples(TASKS[task], _shard(records, shard))
     console = Console(stderr=True, highlight=False)

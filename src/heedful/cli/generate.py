@@ -28,6 +28,7 @@ def generate(
     system: options.System = None,
     instruction: options.Marked = None,
     method: Annotated[str, typer.Option(help=options.METHOD)] = "directer",
+    settings: options.SettingsFile = None,
     strength: Annotated[float | None, typer.Option(help="How strongly to steer (α).")] = None,
     threshold: Annotated[float | None, typer.Option(help="How plausible a steered token must be (β).")] = None,
     ranking: Annotated[str | None, typer.Option(help="paper, released, reversed, random[:SEED] or 3,1,2.")] = None,
@@ -47,11 +48,11 @@ def generate(
     trace: Annotated[Path | None, typer.Option(help="Write the trace as JSON to this file.")] = None,
 ) -> None:
     """Answer PROMPT. Mark what must be heeded with <heed>…</heed>, or name it with --instruction."""
-    settings = {"strength": strength, "threshold": threshold, "ranking": _ranking(ranking), "compat": compat}
+    given = {"strength": strength, "threshold": threshold, "ranking": _ranking(ranking), "compat": compat}
     job = Job(
         prompt=options.read_prompt(prompt, file, system),
         instructions=options.instructions(instruction),
-        method=parse_method(method, settings),
+        method=parse_method(method if settings is None else f"@{settings}", given),
         max_new_tokens=max_new_tokens,
         sampling=Sampling(temperature, top_k, top_p, seed),
         stop=tuple(stop or ()),

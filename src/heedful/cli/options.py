@@ -23,6 +23,7 @@ Model = Annotated[str | None, typer.Option("--model", "-m", help="Hub id or fold
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1 …")]
 Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
 METHOD = f"One of {', '.join(NAMES)}; with options, as in spotlight:target=0.3 or pasta:profile=heads.json."
+SettingsFile = Annotated[Path | None, typer.Option("--settings", help="Method of a file made by `heedful tune`.")]
 NewTokens = Annotated[int | None, typer.Option("--max-new-tokens", "-n", help="At most this many.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 Raw = Annotated[bool, typer.Option("--raw", help="The prompt as plain text, without the chat template.")]

@@ -1,0 +1,47 @@
+"""`heedful eval ablation`: the paper's ablations by name, each one run of a task under several methods."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from heedful.cli import evaluate, options
+from heedful.eval.ablation import ABLATIONS, spelled
+
+
+def command(
+    name: Annotated[str, typer.Argument(help="; ".join(f"{name}: {what}" for name, what in ABLATIONS.items()) + ".")],
+    data: Annotated[list[Path], typer.Option(help="JSONL of the task's rows.")],
+    out: Annotated[Path, typer.Option(help="Folder for answers, verdicts and the report.")],
+    task: Annotated[str, typer.Option(help="Any task of `heedful eval`.")] = "ifeval-split",
+    seeds: Annotated[int, typer.Option(help="Random draws.")] = 3,
+    levels: Annotated[int, typer.Option(help="Steps of the ladder.")] = 5,
+    profile: Annotated[
+        str | None, typer.Option(help="gate: PASTA's file of heads; without it PASTA is left out.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(help="Only the first rows of each file.")] = None,
+    shard: Annotated[str | None, typer.Option(help="i/n: every n-th row, from the i-th on (from 0).")] = None,
+    max_new_tokens: options.NewTokens = None,
+    batch: Annotated[int, typer.Option(help="Answers at a time.")] = 32,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run that --out holds.")] = False,
+    model: options.Model = None,
+    device: options.Device = "cpu",
+    dtype: options.Dtype = "auto",
+) -> None:
+    """Run one of the paper's ablations: `none`, default Directer, and the variants that NAME stands for."""
+    evaluate.run_task(
+        task,
+        data,
+        out,
+        methods=",".join(spelled(name, seeds=seeds, profile=profile, levels=levels)),
+        limit=limit,
+        shard=shard,
+        max_new_tokens=max_new_tokens,
+        batch=batch,
+        resume=resume,
+        model=model,
+        device=device,
+        dtype=dtype,
+    )

@@ -1,0 +1,123 @@
+"""Scores of many candidates on the rows of a file, each kept as it comes: what a search is made of.
+
+A search that was killed goes on where it stopped. Knows neither what a candidate is nor how the best one is found.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import statistics
+import time
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from heedful import journal
+from heedful.checks import whole
+from heedful.data import Record
+from heedful.errors import DataError, OptionError
+from heedful.generate import LM, Job
+from heedful.metrics import Metric
+from heedful.recipe import Method
+
+Candidate = TypeVar("Candidate", bound=Hashable)
+
+
+@dataclass
+class Scorebook(Generic[Candidate]):
+    """Scores by candidate and row index, with their journal at `path`, whose first line is `header`.
+
+    `method_of` makes a candidate's method, `columns_of` the columns that name it in the journal. Raises `OptionError`
+    where `path` holds the scores of something else, `DataError` where a row marks no instruction.
+    """
+
+    lm: LM
+    rows: Sequence[Record]
+    metric: Metric
+    max_new_tokens: int
+    path: Path
+    header: dict[str, dict[str, Any]]
+    candidates: Sequence[Candidate]
+    method_of: Callable[[Candidate], Method | None]
+    columns_of: Callable[[Candidate], dict[str, Any]]
+    scores: dict[tuple[Candidate, int], float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._resume()
+        # Every prompt is read once now: a row without an instruction should not end a search after an hour.
+        for row in self.rows:
+            prompt, instructions = row.prompt
+            if not self.lm.encode(prompt, instructions).span:
+                raise DataError(f"line {row.number} of {row.path} marks no instruction")
+
+    def _resume(self) -> None:
+        if not self.path.exists():
+            return
+        found = journal.entries(self.path)
+        if not found or not all(isinstance(found[0].get(part), dict) for part in self.header):
+            raise OptionError(f"{self.path} holds no scores; choose another --out")
+        for part, wanted in self.header.items():
+            _same(self.path, found[0][part], wanted)
+        known = {str(self.columns_of(candidate)): candidate for candidate in self.candidates}
+        names = list(self.columns_of(self.candidates[0]))
+        for entry in found[1:]:
+            name, row, score = str({key: entry.get(key) for key in names}), entry.get("row"), entry.get("score")
+            if name in known and isinstance(row, int) and row in range(len(self.rows)) and isinstance(score, float):
+                self.scores[known[name], row] = score
+
+    def score(
+        self, tasks: Sequence[tuple[Candidate, int]], batch: int, report: Callable[[int], None] = lambda _: None
+    ) -> None:
+        """Scores what is missing, `batch` answers at a time; `report` is told how many scores there are."""
+        whole("batch", batch, low=1)
+        missing = [task for task in tasks if task not in self.scores]
+        jobs = [self._job(candidate, row) for candidate, row in missing]
+        with journal.kept(self.path):
+            journal.rewrite(self.path, [self.header, *map(self._entry, self.scores)])
+            with self.path.open("a", encoding="utf-8") as file:
+                for index, text in self._answers(jobs, batch):
+                    candidate, row = missing[index]
+                    self.scores[candidate, row] = self.metric(self.rows[row], text)
+                    file.write(journal.line(self._entry(missing[index])))
+                    file.flush()
+                    report(len(self.scores))
+
+    def _entry(self, task: tuple[Candidate, int]) -> dict[str, Any]:
+        return {**self.columns_of(task[0]), "row": task[1], "score": self.scores[task]}
+
+    def _answers(self, jobs: list[Job], batch: int) -> Iterator[tuple[int, str]]:
+        for event in self.lm.stream_batch(jobs, num_slots=batch):
+            if event.result is not None:
+                yield event.index, event.result.text
+
+    def _job(self, candidate: Candidate, row: int) -> Job:
+        prompt, instructions = self.rows[row].prompt
+        return Job(prompt, instructions, self.method_of(candidate), self.max_new_tokens)
+
+    def mean(self, candidate: Candidate, rows: Sequence[int]) -> float:
+        """Mean score on `rows`, all of which must have been scored."""
+        return statistics.fmean(self.scores[candidate, row] for row in rows)
+
+    def seconds_each(self, tasks: Sequence[tuple[Candidate, int]], batch: int) -> float:
+        """Seconds an answer takes, measured on those of `tasks` that are missing (their scores are kept); else 0."""
+        missing = [task for task in tasks if task not in self.scores]
+        if not missing:
+            return 0.0
+        begun = time.perf_counter()
+        self.score(missing, batch)
+        return (time.perf_counter() - begun) / len(missing)
+
+
+def provenance(lm: LM, data_path: str | Path) -> dict[str, Any]:
+    """What else a score depends on: the file's content, the model's dtype."""
+    return {"data_sha256": hashlib.sha256(Path(data_path).read_bytes()).hexdigest(), "dtype": str(lm.model.dtype)}
+
+
+def _same(path: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
+    for name, value in wanted.items():
+        if found.get(name) != value:
+            raise OptionError(
+                f"{path} was begun with {name} = {found.get(name)!r}, now it is {value!r}: "
+                "finish it with the settings it was begun with, or choose another --out"
+            )
