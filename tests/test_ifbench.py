@@ -125,7 +125,7 @@ def test_strict_and_loose() -> None:
     columns = {"prompt": "x", "instruction_id_list": ["format:newline", "count:numbers"], "kwargs": [{}, {"N": 1.0}]}
     found = ifbench.followed(columns, "Here you are:\n*one*\n2")
     assert (found.strict, found.loose) == ([False, True], [True, True])
-    assert ifbench.followed(columns, " \n").loose == [False, False]
+    assert ifbench.followed(columns, '"\n').loose == [False, False]
     assert ifbench.followed({**columns, "kwargs": [{"N": None}, {"N": 1}]}, "one\n2").strict == [True, True]
 
 

@@ -41,13 +41,14 @@ def rule(columns: Mapping[str, Any]) -> Rule:
     category, source, level = str(columns["category"]), str(columns["source"]), int(columns["level"])
     if level == 0:
         raise ValueError("level 0 holds no constraint")
-    if IDEOGRAPH.search(str(columns["instruction"])):
-        raise ValueError("the rules are for FollowBench's English prompts")
-    if category == "example":
+    is_english = not IDEOGRAPH.search(str(columns["instruction"]))
+    if category == "example" and is_english:
         return _example(str(columns["target"]))
-    found = FORMATS.get(int(columns["example_id"])) if category == "format" else SOURCES.get(source)
+    found = SOURCES.get(source) or (FORMATS.get(int(columns["example_id"])) if category == "format" else None)
     if found is None:
         raise ValueError(f"no rule judges {category} constraints of {source}; they need a judge")
+    if not is_english:
+        raise ValueError("the rules are for FollowBench's English prompts")
     return found
 
 
@@ -72,9 +73,9 @@ def _example(target: str) -> Rule:
     if shape == "{answer}":
         raise ValueError("the template is the bare answer, so that no text of the prompt shows it")
     pattern = ".*".join(map(re.escape, shape.split("{answer}")))
-    demonstration = ".+".join(map(re.escape, shape.split("{answer}")))
+    demonstration = ".+?".join(map(re.escape, shape.split("{answer}")))
     return Rule(
-        re.compile(f"^{demonstration}$", re.MULTILINE),
+        re.compile(f"^{demonstration}$", re.MULTILINE | re.DOTALL),
         lambda text, target, level: [re.fullmatch(pattern, text) is not None],
     )
 
@@ -218,7 +219,11 @@ def _points(text: str) -> list[str]:
 
 def _num_body_sentences(line: str) -> int:
     """Sentences of a point, its number and marked keyword aside."""
-    return len(sentences(re.sub(r"^\W*\d+[.)]\s*|\*\*[^*]*\*\*", "", line).strip(" :*-")))
+    return len(sentences(re.sub(r"\*\*[^*]*\*\*", "", _unnumbered(line)).strip(" :*-")))
+
+
+def _unnumbered(line: str) -> str:
+    return re.sub(r"^\W*\d+[.)]\s*", "", line)
 
 
 TABLE = _added(
@@ -230,10 +235,10 @@ TABLE = _added(
 )
 BENEFITS = _added(
     lambda text: len(_points(text)) >= 5,
-    lambda text: all(_num_body_sentences(one) < 2 for one in _points(text)),
-    lambda text: all(10 <= _num_words(one) <= 15 for line in text.splitlines() for one in sentences(line)),
+    lambda text: bool(_points(text)) and all(_num_body_sentences(one) < 2 for one in _points(text)),
+    lambda text: all(10 <= _num_words(one) <= 15 for line in text.splitlines() for one in sentences(_unnumbered(line))),
     lambda text: re.search(r"\b[a-zA-Z]+ly\b", text) is None,
-    lambda text: all(re.search(r"\*\*[^*]+\*\*:?\s*\S|[^:]+:\s*\S", one) for one in _points(text)),
+    lambda text: bool(_points(text)) and all(re.search(r"\*\*.*:.*\w", one) for one in _points(text)),
 )
 FORMATS = {22: Rule(CARE, TABLE), 30: Rule(SPEECH, BENEFITS)}
 """By `example_id`."""

@@ -68,7 +68,8 @@ def followed(columns: Mapping[str, Any], text: str) -> ifeval.Followed:
 
 
 def _is_kept(kind: Kind, asked: Asked, text: str) -> bool:
-    return bool(text.strip()) and kind.check(text, asked)
+    """An answer without a letter or digit keeps nothing, whatever could be said of its words in general."""
+    return any(letter.isalnum() for letter in text) and kind.check(text, asked)
 
 
 def variants(text: str) -> list[str]:

@@ -70,7 +70,9 @@ def words_japanese(text: str, asked: Asked) -> bool:
 
 
 KINDS = {
-    "count:conjunctions": Kind(r"Use at least \d+ different coordinating conjunctions in the response\.", conjunctions),
+    "count:conjunctions": Kind(
+        r"Use at least [\d.]+ different coordinating conjunctions in the response\.", conjunctions
+    ),
     "count:keywords_multiple": Kind(r"Include keyword .+? seven times in your response\.", keywords_multiple),
     "count:numbers": Kind(r"Include exactly \d+ numbers in the response\.", numbers),
     "count:person_names": Kind(r"Mention at least \d+ different person names .+? Jonathan ?\.", person_names),

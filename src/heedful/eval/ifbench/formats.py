@@ -120,7 +120,8 @@ def sub_bullets(text: str, asked: Asked) -> bool:
 
 def thesis(text: str, asked: Asked) -> bool:
     """Every section (of headings, or the whole) begins with a passage in `<i>` or `<em>`, and goes on behind it."""
-    return all(THESIS.match(section) for section in _sections(text))
+    found = list(_sections(text))
+    return bool(found) and all(THESIS.match(section) for section in found)
 
 
 def _sections(text: str) -> Iterator[str]:
@@ -148,7 +149,9 @@ KINDS = {
         r"Your answer must contain at least two sentences ending in a period.+?denoted by \*\.", no_bullets_bullets
     ),
     "format:no_whitespace": Kind(r"The output should not contain any whitespace\.", no_whitespace),
-    "format:options": Kind(r"Answer with one of the following options: .+? Do not give any explanation\.", options),
+    "format:options": Kind(
+        r"Answer with one of the following options: .+?(?:Do not give any explanation\.|maybe\.(?! Do not))", options
+    ),
     "format:output_template": Kind(r"Use this exact template for your response:.+?\[outlook\]", output_template),
     "format:parentheses": Kind(r"Nest parentheses \(and \[brackets \{and braces\}\]\).+?levels deep\.", parentheses),
     "format:quote_unquote": Kind(r"Every quoted phrase must be followed by an unquoted explanation\.", quote_unquote),

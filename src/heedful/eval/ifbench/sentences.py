@@ -37,5 +37,5 @@ KINDS = {
     "sentence:increment": Kind(
         r"Each sentence(?: in your response)? must contain exactly \d+ more words than the previous one\.", increment
     ),
-    "sentence:keyword": Kind(r"The response must include keyword .+? in the \d+-th sentence\.", keyword),
+    "sentence:keyword": Kind(r"The response must include keyword .+? in the \d+-\w\w sentence\.", keyword),
 }

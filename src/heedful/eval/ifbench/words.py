@@ -99,9 +99,7 @@ KINDS = {
         r"Include keyword .+? in the \d+-\w\w sentence, as the \d+-\w\w word of that sentence\.",
         keywords_specific_position,
     ),
-    "words:last_first": Kind(
-        r"(?:In your response, t|T)he last word of each sentence must.+?next sentence\.", last_first
-    ),
+    "words:last_first": Kind(r"In your response,? the last word of each sentence must.+?next sentence\.", last_first),
     "words:no_consecutive": Kind(r"No two consecutive words can share the same first letter\.", no_consecutive),
     "words:odd_even_syllables": Kind(
         r"Alternate between words with odd and even numbers of syllables\.", odd_even_syllables
