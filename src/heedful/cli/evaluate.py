@@ -30,8 +30,10 @@ app = typer.Typer(cls=TaskFirst, no_args_is_help=True, help="Measure methods on 
 
 @app.command("run")
 def run_tasks(
-    tasks: Annotated[list[str], typer.Argument(metavar="TASK…", help=f"One or more of {', '.join(TASK_NAMES)}.")],
-    out: Annotated[Path, typer.Option(help="Folder for answers, verdicts and the report; one inside it a task.")],
+    tasks: Annotated[list[str], typer.Argument(metavar="TASK", help=f"One or more of {', '.join(TASK_NAMES)}.")],
+    out: Annotated[
+        Path, typer.Option(help="Folder for answers, verdicts and the report; each task gets its own inside it.")
+    ],
     data: Annotated[
         list[str] | None,
         typer.Option(
