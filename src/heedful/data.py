@@ -1,4 +1,7 @@
-"""Reads JSONL files of prompts: one object a line, the instruction marked in one of the ways sets are published in."""
+"""Reads rows of prompts, the instruction marked in one of the ways sets are published in.
+
+From a file (JSON lines, or one JSON array in a `.json` file), or from a set of the Hugging Face hub.
+"""
 
 from __future__ import annotations
 
@@ -8,13 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from heedful.errors import DataError
+from heedful.errors import DataError, OptionError
 from heedful.prompt import Instructions, Messages
 
 
 @dataclass(frozen=True)
 class Record:
-    """One line of a file: its number (from 1) and its columns."""
+    """One line of a file, or row of a set: its number (from 1) and its columns."""
 
     path: str
     number: int
@@ -52,28 +55,72 @@ class Record:
             raise DataError(f"{name} in line {self.number} of {self.path} must be pairs [start, stop]") from None
 
 
+@dataclass(frozen=True)
+class HubSet:
+    """A split of a data set on the hub, by the owner's name and its own; `config` where it has several parts."""
+
+    name: str
+    split: str = "train"
+    config: str | None = None
+
+
 def read(path: str | Path, limit: int | None = None) -> list[Record]:
-    """The first `limit` lines (blank ones are passed over). Raises `DataError` with the number of a broken line."""
+    """The first `limit` rows: lines (blank ones are passed over), or the objects of a `.json` file's array.
+
+    Raises `DataError` with the number of a broken line, or where there is none.
+    """
     try:
-        lines = Path(path).read_text(encoding="utf-8-sig").split("\n")
+        text = Path(path).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"cannot read {path}: {error}") from error
+    is_array = str(path).endswith(".json") and text.lstrip().startswith("[")
+    rows = _array(text, path) if is_array else _lines(text, path)
     records: list[Record] = []
-    for number, line in enumerate(lines, start=1):
+    for number, row in rows:
         if limit is not None and len(records) == limit:
             break
-        if line.strip():
-            records.append(Record(str(path), number, _object(line, path, number)))
+        if not isinstance(row, dict):
+            raise DataError(f"line {number} of {path} must be a JSON object, not {type(row).__name__}")
+        records.append(Record(str(path), number, row))
     if not records:
         raise DataError(f"{path} has no line to read")
     return records
 
 
-def _object(line: str, path: str | Path, number: int) -> dict[str, Any]:
+def fetch(chosen: HubSet, limit: int | None = None) -> list[Record]:
+    """The first `limit` rows of a set of the hub, by the `datasets` library, which keeps a copy.
+
+    Raises `OptionError` without the eval extra, and `DataError` where the set cannot be had.
+    """
     try:
-        found = json.loads(line)
+        from datasets import load_dataset
+    except ImportError as error:
+        raise OptionError(f"sets of the hub need the eval extra: pip install 'heedful[eval]' ({error})") from error
+    try:
+        found = load_dataset(chosen.name, chosen.config, split=chosen.split)
+        rows = [dict(row) for row in found.select(range(min(limit or len(found), len(found))))]
+    except Exception as error:  # the hub, the network and the set's own files each raise their own
+        first = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise DataError(
+            f"cannot have {chosen.name} (split {chosen.split}) from the hub: {first} - "
+            "download its rows where there is a network, and pass that file: --data FILE (JSON lines, or a JSON array)"
+        ) from error
+    if not rows:
+        raise DataError(f"{chosen.name} (split {chosen.split}) has no row to read")
+    return [Record(f"{chosen.name}:{chosen.split}", number, row) for number, row in enumerate(rows, start=1)]
+
+
+def _array(text: str, path: str | Path) -> Iterable[tuple[int, Any]]:
+    try:
+        return enumerate(json.loads(text), start=1)
     except ValueError as error:
-        raise DataError(f"line {number} of {path} is not JSON: {error}") from error
-    if not isinstance(found, dict):
-        raise DataError(f"line {number} of {path} must be a JSON object, not {type(found).__name__}")
-    return found
+        raise DataError(f"{path} is not JSON: {error}") from error
+
+
+def _lines(text: str, path: str | Path) -> Iterable[tuple[int, Any]]:
+    for number, line in enumerate(text.split("\n"), start=1):
+        if line.strip():
+            try:
+                yield number, json.loads(line)
+            except ValueError as error:
+                raise DataError(f"line {number} of {path} is not JSON: {error}") from error

@@ -13,8 +13,8 @@ from heedful.eval.ablation import ABLATIONS, spelled
 
 def command(
     name: Annotated[str, typer.Argument(help="; ".join(f"{name}: {what}" for name, what in ABLATIONS.items()) + ".")],
-    data: Annotated[list[Path], typer.Option(help="JSONL of the task's rows.")],
     out: Annotated[Path, typer.Option(help="Folder for answers, verdicts and the report.")],
+    data: Annotated[list[str] | None, typer.Option(help="The task's rows, as in `heedful eval run`.")] = None,
     task: Annotated[str, typer.Option(help="Any task of `heedful eval`.")] = "ifeval-split",
     seeds: Annotated[int, typer.Option(help="Random draws.")] = 3,
     levels: Annotated[int, typer.Option(help="Steps of the ladder.")] = 5,
@@ -31,10 +31,10 @@ def command(
     dtype: options.Dtype = "auto",
 ) -> None:
     """Run one of the paper's ablations: `none`, default Directer, and the variants that NAME stands for."""
-    evaluate.run_task(
-        task,
-        data,
+    evaluate.run_tasks(
+        [task],
         out,
+        data,
         methods=",".join(spelled(name, seeds=seeds, profile=profile, levels=levels)),
         limit=limit,
         shard=shard,

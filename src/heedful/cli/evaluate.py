@@ -11,29 +11,36 @@ from rich.markdown import Markdown
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from typer.core import TyperGroup
 
-from heedful.checks import choice, whole
+from heedful.checks import whole
 from heedful.cli import options
 from heedful.errors import OptionError
 
 
 class TaskFirst(TyperGroup):
-    """`heedful eval TASK …` is `heedful eval run TASK …`: what is no command is a task."""
+    """`heedful eval TASK… …` is `heedful eval run TASK …`: what is no command is a task."""
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """The command that `args` begin with, or `run`."""
         return super().resolve_command(ctx, args if args[0] in self.commands else ["run", *args])
 
 
+TASK_NAMES = ("ifeval", "ifeval-split", "ifbench", "multi-if", "followbench", "gsm8k-format", "lifbench")
 app = typer.Typer(cls=TaskFirst, no_args_is_help=True, help="Measure methods on benchmarks, and report.")
 
 
 @app.command("run")
-def run_task(
-    task: Annotated[str, typer.Argument(help="ifeval, ifeval-split, gsm8k-format or lifbench.")],
-    data: Annotated[
-        list[Path], typer.Option(help="JSONL of the task's rows. May be repeated (LIFBench: a subtask each).")
+def run_tasks(
+    tasks: Annotated[list[str], typer.Argument(metavar="TASK", help=f"One or more of {', '.join(TASK_NAMES)}.")],
+    out: Annotated[
+        Path, typer.Option(help="Folder for answers, verdicts and the report; each task gets its own inside it.")
     ],
-    out: Annotated[Path, typer.Option(help="Folder for answers, verdicts and the report.")],
+    data: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="The task's rows: a file (JSONL, or a JSON array), or a set of the hub as OWNER/NAME[:SPLIT]; "
+            "TASK=FILE where there are several tasks; may be repeated. Else the task's own set of the hub."
+        ),
+    ] = None,
     methods: Annotated[str, typer.Option(help="Separated by commas, as in `heedful compare`.")] = "none,directer",
     settings: options.SettingsFile = None,
     limit: Annotated[int | None, typer.Option(help="Only the first rows of each file.")] = None,
@@ -45,31 +52,49 @@ def run_task(
     device: options.Device = "cpu",
     dtype: options.Dtype = "auto",
 ) -> None:
-    """Run TASK under every method (`run` may be left out); write each answer as it comes, then the report."""
-    from heedful import data as files
-    from heedful.eval import report, run
+    """Run each TASK under every method (`run` may be left out); write each answer as it comes, then the report."""
+    from heedful.eval import report, run, sources
     from heedful.eval.tasks import TASKS, examples
     from heedful.methods import parse_methods
 
-    choice("task", task, tuple(TASKS))
+    given = sources.by_task(tasks, data or [])
     whole("batch", batch, low=1)
     if limit is not None:
         whole("limit", limit, low=1)
     named = parse_methods(methods if settings is None else f"{methods},@{settings}")
-    records = [record for path in data for record in files.read(path, limit)]
-    found, failed = examples(TASKS[task], _shard(records, shard))
     console = Console(stderr=True, highlight=False)
-    for where, why in failed.items():
-        console.print(f"left out: {where}: {why}", style="yellow", markup=False)
-    TASKS[task].check()
+    plans = []
+    for name, places in given.items():
+        found, failed = examples(TASKS[name], _shard(sources.records(TASKS[name], places, limit), shard))
+        _tell_left_out(console, name, failed)
+        TASKS[name].check()
+        plans.append(run.Plan(TASKS[name], found, named, out, batch, max_new_tokens, failed))
     lm = options.load_quietly(model, device, dtype)
-    plan = run.Plan(TASKS[task], found, named, out, batch, max_new_tokens, failed)
+    for plan in plans:  # all are begun before the first answer, so that one that is refused does not end hours of work
+        run.begin(lm, plan, resume=resume)
+    for plan in plans:
+        _run_one(console, lm, plan)
+    print(report.write(out, report.read(out)))
+
+
+def _run_one(console: Console, lm: Any, plan: Any) -> None:
+    from heedful.eval import run
+
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, TextColumn("{task.fields[speed]}"), console=console) as bar:
-        bars = {name: bar.add_task(name, total=len(found), speed="") for name in named}
-        run.run(lm, plan, resume=resume, report=lambda now: _advance(bar, bars, now))
-    runs = report.read(out)
-    print(report.write(out, runs))
+        total = len(plan.examples) * plan.task.num_turns
+        bars = {name: bar.add_task(f"{plan.task.name} {name}", total=total, speed="") for name in plan.methods}
+        run.run(lm, plan, resume=True, report=lambda now: _advance(bar, bars, now))
+
+
+def _tell_left_out(console: Console, task: str, failed: dict[str, str]) -> None:
+    """One line a reason: the first line of the data that it holds for, and how many more."""
+    places: dict[str, list[str]] = {}
+    for where, why in failed.items():
+        places.setdefault(why, []).append(where)
+    for why, found in places.items():
+        more = f" and {len(found) - 1} more" if len(found) > 1 else ""
+        console.print(f"{task}: left out: {found[0]}{more}: {why}", style="yellow", markup=False)
 
 
 def _shard(records: list[Any], shard: str | None) -> list[Any]:

@@ -46,8 +46,14 @@ def followed(columns: Mapping[str, Any], text: str) -> Followed:
     utils = _checkers()
     prompt = str(columns.get("original_prompt", columns.get("prompt", "")))
     random.seed(prompt)  # some checkers draw letters or keywords where a row names none
-    kwargs = [dict(one) for one in columns["kwargs"]]
+    kwargs = [arguments(one) for one in columns["kwargs"]]
     example = utils.InputExample(0, list(columns["instruction_id_list"]), prompt, kwargs)
     strict = utils.test_instruction_following_strict(example, text).follow_instruction_list
     loose = utils.test_instruction_following_loose(example, text).follow_instruction_list
     return Followed([bool(one) for one in strict], [bool(one) for one in loose])
+
+
+def arguments(columns: Mapping[str, Any]) -> dict[str, Any]:
+    """A constraint's own arguments; a set of the hub holds `None` for all others, and may hold floats for integers."""
+    given = {name: value for name, value in columns.items() if value is not None}
+    return {n: int(v) if isinstance(v, float) and v.is_integer() else v for n, v in given.items()}

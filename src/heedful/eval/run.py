@@ -50,6 +50,7 @@ class Progress:
     method: str
     done: int
     total: int
+    """As many records as there can be: some conversations may end before their last turn."""
     num_tokens: int
     """Tokens generated since the run was started."""
 
@@ -57,29 +58,61 @@ class Progress:
 def run(lm: LM, plan: Plan, *, resume: bool = False, report: Callable[[Progress], None] = lambda _: None) -> None:
     """Answers and judges whatever is missing. Raises `OptionError` where `plan.out` holds another run, or any run
     without `resume`, and where the disk is full."""
-    plan.task.check()
+    begin(lm, plan, resume=resume)
     folder = plan.out / plan.task.name
-    _begin(folder / "run.json", header(lm, plan), resume)
     count = 0
     for name, method in plan.methods.items():
         final, part = folder / file_name(name), folder / file_name(name, is_finished=False)
         if final.exists():
             continue
         done = read_records(part)
-        missing = [example for example in plan.examples if example.key not in done]
         clock = times.Stopwatch(folder / times.FILE, name, _hardware(lm))
         with journal.kept(part):
             journal.rewrite(part, done.values())
             with part.open("a", encoding="utf-8") as file:
-                for record in _answers(lm, plan, method, missing, clock):
-                    done[record["key"]] = record
+                for record in _all_turns(lm, plan, method, done, clock):
                     count += int(record.get("generated_tokens", 0))
                     file.write(journal.line(record))
                     file.flush()
                     clock.keep()
-                    report(Progress(name, len(done), len(plan.examples), count))
-            journal.rewrite(final, [done[example.key] for example in plan.examples])
+                    report(Progress(name, len(done), len(plan.examples) * plan.task.num_turns, count))
+            journal.rewrite(final, _in_data_order(plan, done))
             part.unlink()
+
+
+Records = dict[str, dict[str, Any]]
+
+
+def _all_turns(
+    lm: LM, plan: Plan, method: Method | None, done: Records, clock: times.Stopwatch
+) -> Iterator[dict[str, Any]]:
+    """The records that `done` lacks, each put there too: all first turns, then those that their answers lead to."""
+    turn = list(plan.examples)
+    while turn:
+        for record in _answers(lm, plan, method, [example for example in turn if example.key not in done], clock):
+            done[record["key"]] = record
+            yield record
+        followers = []
+        for example in turn:
+            before = done[example.key]
+            follower = plan.task.follow(example, before["text"])
+            if follower is None:
+                continue
+            followers.append(follower)
+            if "failed" in before and follower.key not in done:
+                reason = f"the turn before it failed: {before['failed']}"
+                done[follower.key] = _failed(plan.task, follower, reason)
+                yield done[follower.key]
+        turn = followers
+
+
+def _in_data_order(plan: Plan, done: Records) -> Iterator[dict[str, Any]]:
+    """Every example's record, and behind it those of its further turns."""
+    for first in plan.examples:
+        example: Example | None = first
+        while example is not None:
+            yield done[example.key]
+            example = plan.task.follow(example, done[example.key]["text"])
 
 
 def _answers(
@@ -194,8 +227,11 @@ def _commit() -> str | None:
         return None
 
 
-def _begin(path: Path, wanted: dict[str, Any], resume: bool) -> None:
-    """Writes the header, or checks that the one that is there asks for the same; methods may be added."""
+def begin(lm: LM, plan: Plan, *, resume: bool = False) -> None:
+    """Writes the header, or checks that the one that is there asks for the same; methods may be added. Raises as `run`
+    does, which begins with it."""
+    plan.task.check()
+    path, wanted = plan.out / plan.task.name / "run.json", header(lm, plan)
     if path.exists():
         if not resume:
             raise OptionError(f"{path.parent} holds a run already: go on with it by --resume, or choose another --out")

@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from heedful.data import Record
+from heedful.data import HubSet, Record
 from heedful.errors import DataError
-from heedful.eval import gsm8k, ifeval, lifbench
+from heedful.eval import followbench, gsm8k, ifbench, ifeval, lifbench, multi_if
 from heedful.prompt import Instructions, Messages
 
 
@@ -33,13 +33,20 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Task:
-    """A benchmark. `primary`: the metric that runs are compared by. `check` raises early if a judge is missing."""
+    """A benchmark. `primary`: the metric that runs are compared by. `check` raises early if a judge is missing.
+
+    `hub`: the set that is read where no data are named. `follow`: from an example and its answer, the example that
+    comes next in the same conversation, if any; it has a key of its own. `num_turns`: how many there are at most.
+    """
 
     name: str
     primary: str
     read: Callable[[Record], Example]
     judge: Callable[[Example, str], Verdict]
     check: Callable[[], None] = lambda: None
+    hub: HubSet | None = None
+    follow: Callable[[Example, str], Example | None] = lambda example, answer: None
+    num_turns: int = 1
 
 
 def _ifeval_official(record: Record) -> Example:
@@ -52,18 +59,78 @@ def _ifeval_official(record: Record) -> Example:
 
 
 def _ifeval_split(record: Record) -> Example:
-    record.need(["key", "instruction_id_list", "kwargs", "task", "split_prompt"], "ifeval-split")
+    """Rows with `task` and `split_prompt`, or as on the hub: a `prompt` that holds its `instructions` word for word."""
+    record.need(["key", "instruction_id_list", "kwargs"], "ifeval-split")
+    is_apart = "split_prompt" in record.columns
+    record.need(["task"] if is_apart else ["prompt", "instructions"], "ifeval-split")
     prompt, instructions = record.prompt
     return Example(str(record.columns["key"]), prompt, instructions, 1280, record.columns)
 
 
 def _ifeval_verdict(example: Example, text: str) -> Verdict:
-    found = ifeval.followed(example.columns, text)
+    return _followed(example.columns["instruction_id_list"], ifeval.followed(example.columns, text))
+
+
+def _followed(kinds: Sequence[str], found: ifeval.Followed) -> Verdict:
     points: dict[str, tuple[float, float]] = {}
     for rule, verdicts in (("strict", found.strict), ("loose", found.loose)):
         points[f"prompt_{rule}"] = (float(all(verdicts)), 1.0)
         points[f"instruction_{rule}"] = (float(sum(verdicts)), float(len(verdicts)))
-    return Verdict(points, {"followed": dict(zip(example.columns["instruction_id_list"], found.strict, strict=True))})
+    return Verdict(points, {"followed": [[kind, one] for kind, one in zip(kinds, found.strict, strict=True)]})
+
+
+def _ifbench(record: Record) -> Example:
+    record.need(["key", "prompt", "instruction_id_list", "kwargs"], "ifbench")
+    text = str(record.columns["prompt"])
+    kinds = ifbench.kinds(record.columns)
+    return Example(str(record.columns["key"]), text, ifbench.spans(text, kinds), 1280, record.columns)
+
+
+def _ifbench_verdict(example: Example, text: str) -> Verdict:
+    return _followed(example.columns["instruction_id_list"], ifbench.followed(example.columns, text))
+
+
+def _multi_if(record: Record) -> Example:
+    record.need(["key", "language", "turn_1_prompt", "turn_1_instruction_id_list", "turn_1_kwargs"], "multi-if")
+    said = multi_if.turns(record.columns)
+    columns = {**record.columns, "turns": said, "answers": []}
+    return Example(str(record.columns["key"]), multi_if.messages(said, []), "user", 1280, columns)
+
+
+def _multi_if_next(example: Example, answer: str) -> Example | None:
+    said, answers = example.columns["turns"], [*example.columns["answers"], answer]
+    if len(answers) == len(said):
+        return None
+    key = f"{example.columns['key']}:turn{len(answers) + 1}"
+    return Example(key, multi_if.messages(said, answers), "user", 1280, {**example.columns, "answers": answers})
+
+
+def _multi_if_verdict(example: Example, text: str) -> Verdict:
+    """Also `turn_k`, and `last_turn`, where all of a conversation's instructions are in force: one point a row."""
+    number = len(example.columns["answers"]) + 1
+    turn = example.columns["turns"][number - 1]
+    columns = {"prompt": turn.text, "instruction_id_list": turn.kinds, "kwargs": turn.arguments}
+    found = _followed(turn.kinds, ifeval.followed(columns, text))
+    found.points[f"turn_{number}"] = found.points["prompt_strict"]
+    if number == len(example.columns["turns"]):
+        found.points["last_turn"] = found.points["prompt_strict"]
+    return found
+
+
+def _followbench(record: Record) -> Example:
+    record.need(["example_id", "category", "source", "level", "instruction", "target"], "followbench")
+    columns = record.columns
+    spans = followbench.spans(columns)
+    key = f"{columns['source']}:{columns['example_id']}:{columns['level']}"
+    return Example(key, str(columns["instruction"]), spans, 1024, columns)
+
+
+def _followbench_verdict(example: Example, text: str) -> Verdict:
+    """`hard`: all constraints satisfied; `soft`: the share of them; both also by level."""
+    kept = followbench.kept(example.columns, text)
+    hard, soft, level = float(all(kept)), sum(kept) / len(kept), example.columns["level"]
+    points = {"hard": (hard, 1.0), "soft": (soft, 1.0), f"hard_{level}": (hard, 1.0), f"soft_{level}": (soft, 1.0)}
+    return Verdict(points, {"kept": kept})
 
 
 def _gsm8k(record: Record) -> Example:
@@ -103,26 +170,46 @@ def _lifbench_verdict(example: Example, text: str) -> Verdict:
     return Verdict(points, {"criteria": found.criteria})
 
 
+SPLIT_IFEVAL = HubSet("ibm-research/Split-IFEval")
 TASKS = {
     task.name: task
     for task in (
-        Task("ifeval", "prompt_strict", _ifeval_official, _ifeval_verdict, ifeval.check),
-        Task("ifeval-split", "prompt_strict", _ifeval_split, _ifeval_verdict, ifeval.check),
-        Task("gsm8k-format", "joint", _gsm8k, _gsm8k_verdict),
+        Task("ifeval", "prompt_strict", _ifeval_official, _ifeval_verdict, ifeval.check, SPLIT_IFEVAL),
+        Task("ifeval-split", "prompt_strict", _ifeval_split, _ifeval_verdict, ifeval.check, SPLIT_IFEVAL),
+        Task("ifbench", "prompt_strict", _ifbench, _ifbench_verdict, ifbench.check, HubSet("allenai/IFBench_test")),
+        Task(
+            "multi-if",
+            "last_turn",
+            _multi_if,
+            _multi_if_verdict,
+            ifeval.check,
+            HubSet("facebook/Multi-IF"),
+            _multi_if_next,
+            multi_if.NUM_TURNS,
+        ),
+        Task("followbench", "hard", _followbench, _followbench_verdict, hub=HubSet("YuxinJiang/FollowBench")),
+        Task("gsm8k-format", "joint", _gsm8k, _gsm8k_verdict, hub=HubSet("openai/gsm8k", "test", "main")),
         Task("lifbench", "score", _lifbench, _lifbench_verdict),
     )
 }
 
 
 def examples(task: Task, records: Sequence[Record]) -> tuple[list[Example], dict[str, str]]:
-    """The task's prompts, and for each line that is none of them the reason, by its number."""
-    found: list[Example] = []
+    """The task's prompts, and for each line that is none of them the reason, by its number, and file if several."""
+    found: dict[str, Example] = {}
     failed: dict[str, str] = {}
+    has_one_path = len({record.path for record in records}) == 1
     for record in records:
+        where = f"line {record.number}" if has_one_path else f"line {record.number} of {record.path}"
         try:
-            found.append(task.read(record))
+            example = task.read(record)
         except (DataError, ValueError, TypeError, KeyError) as error:
-            failed[f"line {record.number}"] = str(error)
+            failed[where] = str(error)
+            continue
+        if example.key in found:
+            failed[where] = f"its key {example.key!r} is that of a line before"
+        else:
+            found[example.key] = example
     if not found:
         raise DataError(f"no line can be used for {task.name}: {next(iter(failed.values()))}")
-    return found, failed
+    return list(found.values()), failed
