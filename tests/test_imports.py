@@ -21,7 +21,7 @@ ORDER = [
     {"ranking", "answer"},
     {"decode", "scoring"},
     {"generate"},
-    {"hf", "comparison"},
+    {"hf", "comparison", "harness"},
     {"eval"},
     {"profiling"},
     {"bench"},

@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from heedful.cli import bench, compare, evaluate, generate, models, profile, spans
+from heedful.cli import bench, compare, evaluate, generate, harness, models, profile, spans
 from heedful.errors import HeedfulError
 
 # torchao, where it is installed, complains at import of kernels that this machine cannot have.
@@ -26,6 +26,7 @@ app.command("generate")(generate.generate)
 app.command("compare")(compare.command)
 app.command("spans")(spans.spans)
 app.add_typer(models.app, name="models")
+evaluate.app.command("lm-eval")(harness.lm_eval)
 app.add_typer(evaluate.app, name="eval")
 app.add_typer(profile.app, name="profile")
 app.add_typer(bench.app, name="bench")
