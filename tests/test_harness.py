@@ -103,11 +103,12 @@ def test_lm_eval_answers_as_generate_does(capsys: Any, monkeypatch: Any, folder:
     words = ["--method", METHOD, "--unmarked", "plain", "--out", str(folder / "out")] + ["--raw"] * raw
     code, out, err = run(capsys, monkeypatch, folder, *words)
     assert code == 0, err
-    samples = [json.loads(line) for path in folder.glob("out/*/samples_*.jsonl") for line in path.open()]
+    lines = next(folder.glob("out/*/samples_*.jsonl")).read_text().splitlines()
+    samples = map(json.loads, lines)
     texts = [sample["resps"][0][0] for sample in sorted(samples, key=lambda one: one["doc_id"])]
     assert texts == expected(lm, raw)
     mean = sum("," not in text for text in texts) / len(texts)
-    assert re.search(rf"\|commas *\|.*\|no_comma *\|↑ *\| *{mean:.4f}\|", out)
+    assert re.search(rf"\|commas *\|.*\|no_comma *\|↑ *\| *{mean:.4g}\d*\|", out)
     results = json.loads(next(folder.glob("out/*/results_*.json")).read_text())
     assert results["config"]["heedful_method"]["strength"] == 10
 
@@ -216,7 +217,7 @@ ROW = {"prompt": " A b. B c. ", "original_spans": [[1, 5]]}
     [
         (ROW, "x <heed>B c.</heed>", None),
         ({}, "nothing", None),
-        (ROW, "Q:  A b. B c. \nA:", [Span(3, 7)]),
+        (ROW, "Q:  A b. B c. \nA:", [Span(4, 8)]),
         (ROW, "Q: A b. B c.\nA:", [Span(3, 7)]),
         ({**ROW, "heedful_spans": [[6, 10]]}, "A b. B c.", [Span(5, 9)]),
         ({**ROW, "original_prompt": "A b. X"}, "A b. X", [Span(1, 5)]),

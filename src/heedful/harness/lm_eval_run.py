@@ -45,12 +45,13 @@ def run(plan: Plan) -> str:
 
     if plan.out is not None:
         _make(plan.out)
-    tasks = _tasks(plan)
+    manager, names = _known(plan)
     tracker = EvaluationTracker(output_path=str(plan.out)) if plan.out is not None else None
     results = simple_evaluate(
         model="heedful",
         model_args=plan.model_args,
-        tasks=tasks,
+        tasks=_loaded(manager, names),
+        task_manager=manager,
         batch_size=plan.batch_size,
         limit=plan.limit,
         num_fewshot=plan.num_fewshot,
@@ -77,9 +78,8 @@ def _make(folder: Path) -> None:
         raise OptionError(f"cannot write to {folder}: {error}") from error
 
 
-def _tasks(plan: Plan) -> list[Any]:
+def _loaded(manager: Any, names: list[str]) -> list[Any]:
     """The tasks and groups that were asked for, loaded; all of them generate."""
-    manager, names = _known(plan)
     try:
         loaded = manager.load(names)
     except HeedfulError:
