@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -43,12 +43,16 @@ def lm_eval(
     names = [name.strip() for name in tasks.split(",") if name.strip()]
     if not names:
         raise OptionError("--tasks names no task")
-    arguments = {"model": model or "default", "device": device, "dtype": dtype, "method": method, "unmarked": unmarked}
+    arguments: dict[str, Any] = {
+        "model": model or "default",
+        "device": device,
+        "dtype": dtype,
+        "method": method,
+        "unmarked": unmarked,
+    }
     marked = options.instructions(instruction)
     Asking(parse_method(method), marked, unmarked)  # what is wrong with it is said before lm-eval is started
     if marked is not None:
         arguments["instructions"] = marked
-    plan = Plan(
-        names, arguments, batch, include_path, limit, num_fewshot, gen_kwargs, system_instruction, raw, out
-    )
+    plan = Plan(names, arguments, batch, include_path, limit, num_fewshot, gen_kwargs, system_instruction, raw, out)
     print(run(plan))

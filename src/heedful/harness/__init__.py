@@ -15,7 +15,7 @@ def register() -> None:
     `OptionError` without the eval extra.
     """
     try:
-        import lm_eval.models  # an empty registry is filled at first use only; one that holds our name would stay so
+        import lm_eval.models  # noqa: F401 (lm-eval fills its registry only while that is empty)
         from lm_eval.api.registry import model_registry
     except ImportError as error:
         raise OptionError(f"lm-eval needs the eval extra: pip install 'heedful[eval]' ({error})") from error

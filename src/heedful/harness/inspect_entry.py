@@ -7,7 +7,7 @@ from typing import Any
 from inspect_ai.model import modelapi
 
 
-@modelapi(name="heedful")
+@modelapi(name="heedful")  # type: ignore[untyped-decorator]
 def heedful() -> Any:
     """The provider's class."""
     from heedful.harness.inspect_provider import HeedfulAPI

@@ -40,11 +40,11 @@ INSPECTS = (
     "max_retries",
     "timeout",
     "attempt_timeout",
+    "stream_idle_timeout",
     "max_connections",
     "adaptive_connections",
     "system_message",
     "max_tool_output",
-    "cache",
 )
 
 
@@ -62,7 +62,7 @@ class Waiting:
         return self.result is not None or self.error is not None
 
 
-class HeedfulAPI(ModelAPI):
+class HeedfulAPI(ModelAPI):  # type: ignore[misc]
     """Model arguments: `method`, `instructions`, `unmarked`, `device`, `dtype`, `batch_size`; others are refused."""
 
     def __init__(
@@ -77,8 +77,6 @@ class HeedfulAPI(ModelAPI):
         if base_url is not None or api_key is not None:
             raise OptionError("heedful runs the model itself: it takes neither a base URL nor an API key")
         given = read_arguments(model_args, "Inspect", ("batch_size",))
-        if "model" in given:
-            raise OptionError(f"the model is part of the name: heedful/{given['model']}")
         self.batch_size = whole("batch_size", given.get("batch_size", 16), low=1)
         self.lm, self.asking = prepared({**given, "model": model_name})
         self._waiting: list[Waiting] = []
@@ -132,6 +130,8 @@ class HeedfulAPI(ModelAPI):
 
 def _request(messages: Sequence[ChatMessage], wanted: int, config: GenerateConfig) -> Request:
     given = config.model_dump(exclude_none=True)
+    if given.pop("cache", False):
+        raise OptionError("Inspect's cache of answers does not know the method: leave out cache")
     unknown = [name for name in given if name not in (*OURS, *INSPECTS)]
     if unknown:
         raise OptionError(f"heedful has no generation option {unknown[0]!r}; it has {', '.join(OURS)}")
@@ -162,7 +162,11 @@ def _spans(index: int, message: ChatMessage) -> list[Span]:
     if not isinstance(metadata, dict) or list(metadata) != ["instructions"]:
         raise DataError(f'metadata are {{"heedful": {{"instructions": […]}}}}, not {excerpt(repr(metadata))}')
     marks = metadata["instructions"]
-    text = message.content if isinstance(message.content, str) else "".join(part["text"] or "" for part in _content(message))
+    text = (
+        message.content
+        if isinstance(message.content, str)
+        else "".join(part["text"] or "" for part in _content(message))
+    )
     found: list[Span] = []
     for mark in [marks] if isinstance(marks, str) else marks:
         if isinstance(mark, str):

@@ -7,11 +7,11 @@ and the template is applied by Heedful itself, so that spans stay exact and no B
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from lm_eval.api.model import LM as HarnessLM  # noqa: N811
+from lm_eval.api.model import LM as HarnessLM
 from tqdm import tqdm
 
 from heedful.checks import whole
@@ -89,9 +89,7 @@ class HeedfulLM(HarnessLM):  # type: ignore[misc]
             raise OptionError(f"heedful uses the tokenizer's own chat template; {chat_template!r} cannot be chosen")
         return str(self.lm.tokenizer.chat_template or "") if chat_template else ""
 
-    def apply_chat_template(
-        self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
-    ) -> Rendered:
+    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> Rendered:
         """The messages as the model reads them. A last message of the assistant is one to continue, as in lm-eval."""
         rendered = Rendered(self.lm.encode(chat_history).text)
         rendered.messages = chat_history

@@ -27,9 +27,9 @@ def marked_by(row: Mapping[str, Any], prompt: str, message: int | None = None) -
 
     Asked in this order: `<heed>` tags in the prompt; ranges (`heedful_spans` or `original_spans` over the row's
     `original_prompt` or `prompt`; all of `split_prompt` behind `task`) whose whole text stands in the prompt;
-    `instructions`, exact texts; the ranges' passages, each for itself. `message`: the index of the message whose content
-    `prompt` is. Raises `DataError` for a column of another shape, `SpanError` where a passage is not in the prompt, or
-    more than once.
+    `instructions`, exact texts; the ranges' passages, each for itself. `message`: the index of the message whose
+    content `prompt` is. Raises `DataError` for a column of another shape, `SpanError` where a passage is not in the
+    prompt, or more than once.
     """
     if parse_tags(prompt)[1]:
         return None
