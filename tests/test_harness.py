@@ -20,7 +20,7 @@ from heedful.spans import Span
 
 pytest.importorskip("lm_eval")
 
-METHOD = "directer:strength=10"
+METHOD = "static:strength=3"  # ungated, so that the answers differ from plain ones
 MARKED = "Do not use any commas."
 PROMPTS = [f"Tell me about the Moon. {MARKED}", f"{MARKED} Name three fruits.", "Say hello."]
 ROWS: list[dict[str, Any]] = [
@@ -106,7 +106,7 @@ def test_lm_eval_answers_as_generate_does(capsys: Any, monkeypatch: Any, folder:
     mean = sum("," not in text for text in texts) / len(texts)
     assert re.search(rf"\|commas *\|.*\|no_comma *\|↑ *\| *{mean:.4g}\d*\|", out)
     results = json.loads(next(folder.glob("out/*/results_*.json")).read_text())
-    assert results["config"]["heedful_method"]["strength"] == 10
+    assert results["config"]["heedful_method"]["strength"] == 3
 
 
 @pytest.mark.parametrize(

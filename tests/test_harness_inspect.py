@@ -16,7 +16,7 @@ from heedful.methods import parse_method
 
 pytestmark = pytest.mark.filterwarnings("ignore:The 'initial' parameter:DeprecationWarning")  # Inspect's own retries
 
-METHOD = "directer:strength=10"
+METHOD = "static:strength=3"  # ungated, so that the answers differ from plain ones
 MARKED = "Do not use any commas."
 PROMPT = f"{MARKED} Name three fruits."
 
