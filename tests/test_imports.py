@@ -21,7 +21,7 @@ ORDER = [
     {"ranking", "answer"},
     {"decode", "scoring"},
     {"generate"},
-    {"hf", "comparison"},
+    {"hf", "comparison", "harness"},
     {"eval"},
     {"metrics"},
     {"scorebook"},
@@ -74,6 +74,6 @@ def test_importing_changes_nothing() -> None:
         "import heedful\n"
         "b = state()\n"
         "assert a == b\n"
-        "assert not {'fastapi', 'gradio', 'vllm', 'ray', 'lm_eval'} & set(sys.modules)\n"
+        "assert not {'fastapi', 'gradio', 'vllm', 'ray', 'lm_eval', 'inspect_ai'} & set(sys.modules)\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from heedful.cli import ablation, bench, compare, evaluate, generate, models, profile, spans, tune
+from heedful.cli import ablation, bench, compare, evaluate, generate, harness, models, profile, spans, tune
 from heedful.errors import HeedfulError
 
 # torchao, where it is installed, complains at import of kernels that this machine cannot have.
@@ -28,6 +28,7 @@ app.command("spans")(spans.spans)
 app.command("tune")(tune.command)
 app.add_typer(models.app, name="models")
 evaluate.app.command("ablation")(ablation.command)
+evaluate.app.command("lm-eval")(harness.lm_eval)
 app.add_typer(evaluate.app, name="eval")
 app.add_typer(profile.app, name="profile")
 app.add_typer(bench.app, name="bench")
