@@ -12,7 +12,7 @@ import heedful
 from heedful import data, journal
 from heedful.cli import app
 from heedful.errors import HeedfulError, OptionError
-from heedful.eval import gsm8k, ifeval, paired, report, run, textstats
+from heedful.eval import gsm8k, ifeval, paired, report, run, runs, textstats
 from heedful.eval.tasks import TASKS, Example, examples
 from heedful.methods import parse_method
 
@@ -137,7 +137,7 @@ def whole(lm: heedful.LM, file: Path, tmp_path_factory: pytest.TempPathFactory) 
 
 
 def test_a_run_says_what_happened(whole: Path, lm: heedful.LM) -> None:
-    (found,) = report.read(whole)
+    (found,) = runs.read(whole)
     assert set(found.records) == {"none", "directer"}
     record = found.records["directer"]["1"]
     assert record["generated_tokens"] <= 6
@@ -189,12 +189,12 @@ def test_one_bad_row_never_stops_a_run(
     unmarked = Example("unmarked", "x", None, 5, made.examples[0].columns)
     made = run.Plan(made.task, [long, *made.examples[:1], unmarked], made.methods, tmp_path, 3, 4)
     run.run(lm, made)
-    (found,) = report.read(tmp_path)
+    (found,) = runs.read(tmp_path)
     records = found.records["directer"]
     assert "context" in records["long"]["failed"]
     assert "failed" in records["unmarked"]
     assert "failed" not in records["1"]
-    assert "**2 rows failed**" in report.markdown([found])
+    assert "**2 rows failed**" in report.markdown(runs.gather([found]))
     assert all(found.points("directer", metric)["long"] == (0.0, 1.0) for metric in ("joint", "format", "task"))
 
 

@@ -46,7 +46,7 @@ def run_task(
 ) -> None:
     """Run TASK under every method (`run` may be left out); write each answer as it comes, then the report."""
     from heedful import data as files
-    from heedful.eval import report, run
+    from heedful.eval import report, run, runs
     from heedful.eval.tasks import TASKS, examples
     from heedful.methods import parse_methods
 
@@ -67,8 +67,7 @@ def run_task(
     with Progress(*columns, TextColumn("{task.fields[speed]}"), console=console) as bar:
         bars = {name: bar.add_task(name, total=len(found), speed="") for name in named}
         run.run(lm, plan, resume=resume, report=lambda now: _advance(bar, bars, now))
-    runs = report.read(out)
-    print(report.write(out, runs))
+    print(report.write(out, runs.gather(runs.read(out))))
 
 
 def _shard(records: list[Any], shard: str | None) -> list[Any]:
@@ -88,13 +87,13 @@ def _advance(bar: Progress, bars: dict[str, Any], now: Any) -> None:
 
 @app.command("report")
 def make_report(
-    folders: Annotated[list[Path], typer.Argument(help="Folders of runs; shards of one run are merged.")],
+    folders: Annotated[list[Path], typer.Argument(help="Folders of runs; shards of one are merged, others compared.")],
     out: Annotated[Path | None, typer.Option(help="Where to write it; else into the first folder.")] = None,
 ) -> None:
     """Make the report of one or more runs anew, and show it."""
-    from heedful.eval import report
+    from heedful.eval import report, runs
 
-    runs = report.merge([run for folder in folders for run in report.read(folder)])
-    path = report.write(out or folders[0], runs)
-    Console(highlight=False).print(Markdown(report.markdown(runs)))
+    found = [run for folder in dict.fromkeys(map(Path.resolve, folders)) for run in runs.read(folder)]
+    path = report.write(out or folders[0], runs.gather(found))
+    Console(highlight=False).print(Markdown(path.read_text(encoding="utf-8")))
     print(path)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,6 +69,19 @@ def paired(points: Points, baseline: Points) -> Paired:
 def mcnemar(fixed: int, broken: int) -> float:
     """Two-sided exact p-value: that as lopsided a split of `fixed + broken` changes comes from a fair coin."""
     return float(binomtest(fixed, fixed + broken).pvalue) if fixed + broken else 1.0
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """The p-values of a family of tests, corrected so that one false find in all of it has the level of a single test.
+
+    The k-th smallest of m is multiplied by m - k + 1 and is at least the one before it. Source: Holm, 1979.
+    """
+    order = sorted(range(len(p_values)), key=lambda at: p_values[at])
+    corrected, least = [0.0] * len(p_values), 0.0
+    for rank, at in enumerate(order):
+        least = max(least, min(1.0, (len(p_values) - rank) * p_values[at]))
+        corrected[at] = least
+    return corrected
 
 
 def _bootstrap(samples: list[Any], statistic: Callable[..., Any]) -> Mean:

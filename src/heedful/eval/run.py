@@ -6,6 +6,7 @@ in the order of the data, so that a run that was stopped and resumed ends in the
 
 from __future__ import annotations
 
+import hashlib
 import json
 import platform
 import subprocess
@@ -21,7 +22,7 @@ import transformers
 
 from heedful import __version__, journal
 from heedful.errors import HeedfulError, OptionError
-from heedful.eval import textstats
+from heedful.eval import textstats, times
 from heedful.eval.tasks import Example, Task
 from heedful.generate import LM, Job, Result
 from heedful.recipe import Method
@@ -66,20 +67,24 @@ def run(lm: LM, plan: Plan, *, resume: bool = False, report: Callable[[Progress]
             continue
         done = read_records(part)
         missing = [example for example in plan.examples if example.key not in done]
+        clock = times.Stopwatch(folder / times.FILE, name, _hardware(lm))
         with journal.kept(part):
             journal.rewrite(part, done.values())
             with part.open("a", encoding="utf-8") as file:
-                for record in _answers(lm, plan, method, missing):
+                for record in _answers(lm, plan, method, missing, clock):
                     done[record["key"]] = record
                     count += int(record.get("generated_tokens", 0))
                     file.write(journal.line(record))
                     file.flush()
+                    clock.keep()
                     report(Progress(name, len(done), len(plan.examples), count))
             journal.rewrite(final, [done[example.key] for example in plan.examples])
             part.unlink()
 
 
-def _answers(lm: LM, plan: Plan, method: Method | None, examples: Sequence[Example]) -> Iterator[dict[str, Any]]:
+def _answers(
+    lm: LM, plan: Plan, method: Method | None, examples: Sequence[Example], clock: times.Stopwatch
+) -> Iterator[dict[str, Any]]:
     """A record for each example, as they are done; first those that cannot be asked at all."""
     jobs: list[Job] = []
     asked: list[Example] = []
@@ -92,7 +97,7 @@ def _answers(lm: LM, plan: Plan, method: Method | None, examples: Sequence[Examp
             continue
         asked.append(example)
         jobs.append(job)
-    for event in lm.stream_batch(jobs, num_slots=plan.batch):
+    for event in clock.timed(lm.stream_batch(jobs, num_slots=plan.batch)):
         if event.result is not None:
             yield _record(lm, plan.task, asked[event.index], event.result)
 
@@ -159,15 +164,26 @@ def header(lm: LM, plan: Plan) -> dict[str, Any]:
             "dtype": str(lm.model.dtype),
             "methods": {name: m.describe() if m else {"name": "none"} for name, m in plan.methods.items()},
             "keys": [example.key for example in plan.examples],
+            "prompts": {example.key: _digest(example) for example in plan.examples},
             "left_out": dict(plan.left_out),
             "max_new_tokens": plan.max_new_tokens,
             "batch": plan.batch,
         },
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__, "heedful": __version__},
         "commit": _commit(),
-        "hardware": f"{platform.machine()}, {torch.get_num_threads()} threads, {lm.engine.device.type}",
+        "hardware": _hardware(lm),
         "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
+
+
+def _digest(example: Example) -> str:
+    """Tells whether two runs asked the same: a key may be no more than a line's number."""
+    text = json.dumps([example.prompt, example.columns], sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _hardware(lm: LM) -> str:
+    return f"{platform.machine()}, {torch.get_num_threads()} threads, {lm.engine.device.type}"
 
 
 def _commit() -> str | None:
