@@ -139,6 +139,8 @@ def whole(lm: heedful.LM, file: Path, tmp_path_factory: pytest.TempPathFactory) 
 def test_a_run_says_what_happened(whole: Path, lm: heedful.LM) -> None:
     (found,) = runs.read(whole)
     assert set(found.records) == {"none", "directer"}
+    num_tokens = sum(record["generated_tokens"] for record in found.records["directer"].values())
+    assert [spent.tokens for spent in found.times["directer"].values()] == [num_tokens]
     record = found.records["directer"]["1"]
     assert record["generated_tokens"] <= 6
     start, stop, _ = record["spans"][0]
@@ -167,6 +169,9 @@ def test_killed_and_resumed_is_the_same_bytes(lm: heedful.LM, file: Path, whole:
                     cut.write('{"key": "1", "text": "ha')
     assert kills > 2
     assert answers(tmp_path) == answers(whole)
+    (one,), (other,) = runs.read(tmp_path), runs.read(whole)
+    for name in ("none", "directer"):  # answers that a kill threw away took their time too
+        assert sum(t.tokens for t in one.times[name].values()) > sum(t.tokens for t in other.times[name].values())
 
 
 def test_another_run_is_refused(lm: heedful.LM, file: Path, whole: Path) -> None:
@@ -176,6 +181,9 @@ def test_another_run_is_refused(lm: heedful.LM, file: Path, whole: Path) -> None
         run.run(lm, plan(file, whole, max_new_tokens=7), resume=True)
     with pytest.raises(OptionError, match="another directer"):
         run.run(lm, replace(plan(file, whole), methods={"directer": heedful.Directer(3.0)}), resume=True)
+    changed = [replace(each, prompt=f"{each.prompt} Now.") for each in plan(file, whole).examples]
+    with pytest.raises(OptionError, match="another prompts"):
+        run.run(lm, replace(plan(file, whole), examples=changed), resume=True)
     before = answers(whole)
     run.run(lm, plan(file, whole), resume=True)
     assert answers(whole) == before

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,7 +19,6 @@ from heedful.eval.tables import rate
 from heedful.eval.times import Time
 
 MOST_METRICS = 4
-STRENGTHS = ("strength", "multiplier")
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class Strengths:
 
 @dataclass(frozen=True)
 class Map:
-    """`shares[layer][rank]`: of `num_prompts` rankings, the share that puts the layer there; rank 0 is most sensitive."""
+    """`shares[layer][rank]`: the share of `num_prompts` rankings that put the layer there; rank 0 is most sensitive."""
 
     label: str
     shares: Sequence[Sequence[float]]
@@ -120,7 +120,9 @@ def acceptance(comparison: Comparison) -> Stacks | None:
         f"{size} layer" + "s" * (size != 1): [c.get(size, 0) / n for c, n in zip(by_size, opened, strict=True)]
         for size in sizes
     }
-    parts["rejected"] = [sum(r["steps"]["rejected"] for r in e.answered) / n for e, n in zip(entries, opened, strict=True)]
+    parts["rejected"] = [
+        sum(r["steps"]["rejected"] for r in e.answered) / n for e, n in zip(entries, opened, strict=True)
+    ]
     return Stacks("% of steps with an open gate", [e.label for e in entries], parts) if entries else None
 
 
@@ -142,14 +144,14 @@ def strengths(comparison: Comparison, setting: str) -> Strengths | None:
 
     A strength of 0 has no place on a log axis and is left out.
     """
-    families: dict[str, list[Entry]] = {}
+    families: dict[str, dict[float, Entry]] = {}
     for entry in comparison.entries.values():
         value = entry.settings.get(setting)
         if isinstance(value, (int, float)) and value > 0:
             others = {name: other for name, other in entry.settings.items() if name != setting}
-            families.setdefault(f"{id(entry.run)} {json.dumps(others, sort_keys=True)}", []).append(entry)
-    several = [sorted(f, key=lambda e: float(e.settings[setting])) for f in families.values()]
-    several = [family for family in several if len({entry.settings[setting] for entry in family}) > 1]
+            family = families.setdefault(f"{id(entry.run)} {json.dumps(others, sort_keys=True)}", {})
+            family.setdefault(float(value), entry)
+    several = [[family[value] for value in sorted(family)] for family in families.values() if len(family) > 1]
     if not several:
         return None
     panels = [
@@ -182,17 +184,15 @@ def _panel(
     for family in families:
         points = [(float(entry.settings[setting]), bar) for entry in family if (bar := measure(entry))]
         if points:
-            curves.append(Curve(_family_name(family), [x for x, _ in points], [bar for _, bar in points]))
+            curves.append(Curve(_family_name(family[0], setting), [x for x, _ in points], [bar for _, bar in points]))
     plain = [entry for entry in comparison.entries.values() if entry.method == BASELINE]
     unsteered = {entry.label: bar for entry in plain if (bar := measure(entry))}
     return Panel(title, title != "perplexity", curves, unsteered)
 
 
-def _family_name(family: Sequence[Entry]) -> str:
-    """What the labels of a family share: the method, without the setting that varies."""
-    first = family[0]
-    kind = first.method.partition(":")[0]
-    return first.label.replace(first.method, kind, 1)
+def _family_name(entry: Entry, setting: str) -> str:
+    """An entry's label without the setting that varies."""
+    return entry.label.replace(entry.method, re.sub(rf":{setting}=[^:]*", "", entry.method), 1)
 
 
 def sensitivity(comparison: Comparison) -> list[Map]:
@@ -200,7 +200,7 @@ def sensitivity(comparison: Comparison) -> list[Map]:
     maps: dict[str, Map] = {}
     for label, entry in comparison.entries.items():
         rankings = [record["ranking"] for record in entry.answered if record["ranking"]]
-        if not rankings:
+        if not rankings or not entry.is_ranked:
             continue
         num_layers = int(entry.run.settings["model"]["num_layers"])
         counts = [[0] * num_layers for _ in range(num_layers)]
@@ -227,7 +227,7 @@ def speed(comparison: Comparison) -> Bars | None:
         for hardware in dict.fromkeys(hardware for _, hardware in found)
     }
     batches = ", ".join(dict.fromkeys(str(run.settings["batch"]) for run in comparison.runs))
-    return Bars(f"generated tokens a second, batch {batches}; {'; '.join(series)}", labels, series) if labels else None
+    return Bars(f"generated tokens a second, batch {batches}\n{'; '.join(series)}", labels, series) if labels else None
 
 
 def _rate(spent: Time | None) -> Bar | None:

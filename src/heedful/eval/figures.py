@@ -18,15 +18,15 @@ from heedful.eval import charts
 from heedful.eval.charts import Bar, Bars, Map, Panel, Stacks, Strengths
 from heedful.eval.runs import Comparison
 
-WIDTH = 5.0
-"""Inches: at a phone's 360 pixels, letters of 10 points are still read."""
+WIDTH = 4.5
+"""Inches, so few that 9 points are still read on a phone's 360 pixels."""
 INK = "#24292f"
 COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00")
 """Okabe and Ito's palette."""
 ACCEPTED, REJECTED, SKIPPED = "#0072b2", "#d55e00", "#c4c4c4"
 MARKERS = "osD^vP"
 MOST_MAPS = 6
-STYLE = {
+STYLE: Any = {
     "svg.hashsalt": "heedful",  # the same report, the same bytes
     "svg.fonttype": "path",
     "text.parse_math": False,  # a method's name may hold a dollar
@@ -77,7 +77,7 @@ def _rows(labels: Sequence[str], num_bars: int, unit: str) -> tuple[Any, Any, li
     axes.set_ylim(len(labels) * step, 0)
     axes.yaxis.set_visible(False)
     axes.spines.left.set_visible(False)
-    axes.set_xlabel(textwrap.fill(unit, 56))
+    axes.set_xlabel("\n".join(textwrap.fill(line, 50) for line in unit.splitlines()))
     tops = [at * step for at in range(len(labels))]
     for top, label in zip(tops, labels, strict=True):
         axes.text(0, top + LABEL - 0.04, _short(label), transform=axes.get_yaxis_transform(), va="bottom", fontsize=9)
@@ -135,8 +135,9 @@ def strengths(data: Strengths) -> Any:
     panels[-1].set_xscale("log")
     if len(ticks) <= 8:
         panels[-1].set_xticks(ticks, [f"{tick:g}" for tick in ticks])
-        panels[-1].minorticks_off()
+        panels[-1].xaxis.minorticks_off()
     panels[-1].set_xlabel(f"{data.setting} (log scale)")
+    figure.align_ylabels(panels)
     handles = {text: line for axes in panels for line, text in zip(*axes.get_legend_handles_labels(), strict=True)}
     figure.legend(handles.values(), handles, loc="outside upper left", frameon=False, fontsize=9)
     return figure
@@ -148,17 +149,28 @@ def _panel(axes: Any, panel: Panel) -> None:
         style = {"color": colour, "marker": MARKERS[at % len(MARKERS)], "label": _short(curve.label)}
         if panel.is_share:
             low = [bar.value - (bar.value if bar.low is None else bar.low) for bar in curve.bars]
-            axes.errorbar(curve.strengths, values, [low, [_end(bar) - bar.value for bar in curve.bars]], capsize=2, **style)
+            axes.errorbar(
+                curve.strengths, values, [low, [_end(bar) - bar.value for bar in curve.bars]], capsize=2, **style
+            )
         else:
             axes.plot(curve.strengths, values, **style)
-    for (label, bar), dash in zip(panel.unsteered.items(), _cycle(("--", ":", "-."), len(panel.unsteered)), strict=True):
+    for (label, bar), dash in zip(
+        panel.unsteered.items(), _cycle(("--", ":", "-."), len(panel.unsteered)), strict=True
+    ):
         axes.axhline(bar.value, color=INK, ls=dash, lw=1, label=_short(label))
     if panel.is_share:
         axes.set_ylim(bottom=0)
         axes.set_ylabel(f"{panel.title}, %")
     else:
         axes.set_yscale("log")
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter(_between)
         axes.set_ylabel(f"median {panel.title}")
+
+
+def _between(value: float, _: int | None = None) -> str:
+    """Labels of 2, 5, 20, 50 …: an axis that spans no power of ten would have none."""
+    return f"{value:g}" if f"{value:e}"[0] in "25" else ""
 
 
 def sensitivity(data: Sequence[Map]) -> Any:
@@ -180,7 +192,7 @@ def sensitivity(data: Sequence[Map]) -> Any:
         image = axes.imshow(
             percent, origin="lower", extent=extent, vmin=0, vmax=100 * most, cmap="cividis", interpolation="none"
         )
-        axes.set_title(textwrap.fill(_short(each.label), 56 // columns), fontsize=9)
+        axes.set_title(textwrap.fill(_short(each.label, 84), 50 // columns), fontsize=9)
         axes.set(xlabel="rank, 1 = most sensitive", ylabel="layer")
     beside = f"; the first {len(shown)} of {len(data)}" if len(data) > len(shown) else ""
     figure.colorbar(image, ax=list(grid.flat), location="bottom", shrink=0.8, label=f"% of prompts{beside}")
@@ -190,7 +202,11 @@ def sensitivity(data: Sequence[Map]) -> Any:
 FIGURES: dict[str, tuple[Callable[[Comparison], Any], Callable[[Any], Any], str]] = {
     "accuracy": (charts.accuracy, bars, "scores of every method with their intervals"),
     "strength": (partial(charts.strengths, setting="strength"), strengths, "what a method scores at each strength"),
-    "multiplier": (partial(charts.strengths, setting="multiplier"), strengths, "what a method scores at each multiplier"),
+    "multiplier": (
+        partial(charts.strengths, setting="multiplier"),
+        strengths,
+        "what a method scores at each multiplier",
+    ),
     "decisions": (
         charts.decisions,
         partial(stacks, colours=(ACCEPTED, REJECTED, SKIPPED)),
@@ -239,12 +255,12 @@ def _drawn(plot: Callable[[Any], Any], data: Any, folder: Path, path: str, alt: 
 def _legend(figure: Any, colours: dict[str, str]) -> None:
     from matplotlib.patches import Patch
 
-    columns = max(1, min(len(colours), 52 // (max(map(len, colours)) + 5)))
+    columns = max(1, min(len(colours), 48 // (max(map(len, colours)) + 5)))
     patches = [Patch(color=colour, label=_short(name)) for name, colour in colours.items()]
     figure.legend(handles=patches, loc="outside upper left", ncols=columns, frameon=False, fontsize=9)
 
 
-def _short(label: str, most: int = 56) -> str:
+def _short(label: str, most: int = 50) -> str:
     """A label that fits the figure: its middle goes, as methods share their beginnings and runs their ends."""
     return label if len(label) <= most else f"{label[: most // 2]}…{label[len(label) - most // 2 + 1 :]}"
 

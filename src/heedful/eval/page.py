@@ -17,7 +17,7 @@ h1, h2, h3 { line-height: 1.25; } h2 { border-bottom: 1px solid var(--line); pad
 table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; overflow-wrap: normal; }
 th, td { padding: .3rem .7rem; border-bottom: 1px solid var(--line); white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; padding-left: 0; white-space: normal; overflow-wrap: anywhere;
-  min-width: 9rem; max-width: 20rem; }
+  min-width: 12rem; max-width: 20rem; }
 tbody tr:hover { background: var(--soft); }
 code { background: var(--soft); padding: .1rem .3rem; border-radius: .2rem; }
 svg { display: block; width: 100%; max-width: 36rem; height: auto; }

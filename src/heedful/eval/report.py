@@ -57,7 +57,8 @@ def _section(comparison: Comparison, drawn: Mapping[str, Drawn]) -> str:
         *_heads(comparison),
         *_warnings(comparison),
         "### Scores",
-        "In percent of the points, with bootstrap 95 % intervals over prompts.",
+        "In percent of the points, with bootstrap 95 % intervals over prompts; one without width says only that all "
+        "prompts scored alike.",
         tables.scores(comparison),
         _figure(drawn, "accuracy"),
         *_differences(comparison),
@@ -82,7 +83,9 @@ def _section(comparison: Comparison, drawn: Mapping[str, Drawn]) -> str:
 def _heads(comparison: Comparison) -> list[str]:
     if len(comparison.runs) == 1:
         return [_head(comparison.runs[0])]
-    heads = [f"- **{escape(label)}**: {_head(run)}" for label, run in zip(comparison.labels, comparison.runs, strict=True)]
+    heads = [
+        f"- **{escape(label)}**: {_head(run)}" for label, run in zip(comparison.labels, comparison.runs, strict=True)
+    ]
     told = "Different runs of one task, side by side. What they differ in:"
     return ["\n".join(heads), told, tables.runs(comparison)]
 
@@ -102,7 +105,9 @@ def _warnings(comparison: Comparison) -> list[str]:
     entries = comparison.entries.values()
     short = [f"{e.label} {len(e.records)} of {e.num_asked}" for e in entries if len(e.records) < e.num_asked]
     if short:
-        told.append(f"**Not finished**: {escape(', '.join(short))} prompts. Scores of different prompts do not compare.")
+        told.append(
+            f"**Not finished**: {escape(', '.join(short))} prompts. Scores of different prompts do not compare."
+        )
     left_out = {where: why for run in comparison.runs for where, why in run.settings["left_out"].items()}
     if left_out:
         where, why = next(iter(left_out.items()))
@@ -128,7 +133,7 @@ def _differences(comparison: Comparison) -> list[str]:
 
 
 def _strengths(drawn: Mapping[str, Drawn]) -> list[str]:
-    told = "Dashed: without steering. A perplexity that leaves it tells of answers that the model would never have written."
+    told = "Dashed: without steering. A perplexity far above it tells of answers that the model would not have written."
     return _titled("Against strength", told, *(_figure(drawn, name) for name in ("strength", "multiplier")))
 
 

@@ -33,6 +33,14 @@ class Run:
         found: dict[str, Any] = self.header["settings"]
         return found
 
+    def points(self, method: str, metric: str) -> dict[str, tuple[float, float]]:
+        """A metric's points by example; a failed row scores nothing wherever it would have counted."""
+        return {
+            key: (float(pair[0]), float(pair[1]))
+            for key, record in self.records[method].items()
+            if (pair := record["points"].get(metric)) is not None
+        }
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -64,17 +72,18 @@ class Entry:
         return "threshold" in self.settings or bool(self.settings.get("gate"))
 
     @property
+    def is_ranked(self) -> bool:
+        """Whether layers were ranked by sensitivity; a method that needs no ranking records their plain order."""
+        return self.is_gated or bool(self.settings.get("level"))
+
+    @property
     def num_asked(self) -> int:
         """How many prompts the run was to answer."""
         return len(self.run.settings["keys"])
 
     def points(self, metric: str) -> dict[str, tuple[float, float]]:
-        """A metric's points by example; a failed row scores nothing wherever it would have counted."""
-        return {
-            key: (float(pair[0]), float(pair[1]))
-            for key, record in self.records.items()
-            if (pair := record["points"].get(metric)) is not None
-        }
+        """A metric's points by example."""
+        return self.run.points(self.method, metric)
 
 
 @dataclass(frozen=True)
@@ -210,7 +219,9 @@ def _joined(first: Run, second: Run) -> Run:
         "batch": _both(mine["batch"], theirs["batch"]),
     }
     named = {name: _both(first.header[name], second.header[name]) for name in ("commit", "hardware")}
-    versions = {name: _both(first.header["versions"].get(name), value) for name, value in second.header["versions"].items()}
+    versions = {
+        name: _both(first.header["versions"].get(name), value) for name, value in second.header["versions"].items()
+    }
     started = min(str(first.header["started"]), str(second.header["started"]))
     names = dict.fromkeys([*first.records, *second.records])
     records = {name: {**first.records.get(name, {}), **second.records.get(name, {})} for name in names}
@@ -275,4 +286,4 @@ def _labels(differences: dict[str, list[str]], count: int) -> list[str]:
     labels = [", ".join(part) for part in parts]
     if len(set(labels)) == count:
         return labels
-    return [f"{label} (run {at})".strip() for at, label in enumerate(labels, 1)]
+    return [f"{label} (run {at})" if label else f"run {at}" for at, label in enumerate(labels, 1)]

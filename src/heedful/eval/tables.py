@@ -69,7 +69,9 @@ def differences(pairs: Sequence[tuple[Entry, Entry]], metric: str) -> str:
     """One metric's paired differences; what is bold lies outside the noise. Empty where no pair shares a prompt."""
     rows = []
     for each in versus(pairs, metric):
-        verdict = "inside the noise" if each.is_noise else "**better**" if each.found.difference.value > 0 else "**worse**"
+        verdict = (
+            "inside the noise" if each.is_noise else "**better**" if each.found.difference.value > 0 else "**worse**"
+        )
         cells = [_bold(interval(each.found.difference, "+"), not each.is_noise), str(each.found.difference.count)]
         counts = [str(each.found.fixed), str(each.found.broken), f"{each.p_value:.3f}"]
         rows.append([escape(each.entry.label), *cells, *counts, verdict])
@@ -133,9 +135,9 @@ STEPS = ("gated", "accepted", "rejected", "changed")
 def speed(comparison: Comparison) -> str:
     """Tokens a second, by method and machine. Empty where no time was kept."""
     rows = [
-        [escape(label), f"{rate(spent):.1f}", str(spent.tokens), f"{spent.seconds:.1f}", str(entry.run.settings["batch"])]
-        + [escape(hardware)]
+        [escape(label), f"{rate(spent):.1f}", *map(escape, (spent.tokens, round(spent.seconds), batch, hardware))]
         for label, entry in comparison.entries.items()
+        for batch in [entry.run.settings["batch"]]
         for hardware, spent in entry.run.times.get(entry.method, {}).items()
         if spent.seconds
     ]
