@@ -404,3 +404,8 @@ def test_the_command_compares_and_draws_anew(tmp_path: Path, capsys: pytest.Capt
 
 def test_a_picture_that_is_not_ours_is_its_text() -> None:
     assert "<img" not in page.page("t", "![far](https://example.org/x.png)", {})
+
+
+def test_a_page_obeys_no_html() -> None:
+    assert "&lt;script&gt;" in page.page("<b>", "<script>x</script>", {})
+    assert "<title>&lt;b&gt;</title>" in page.page("<b>", "", {})
