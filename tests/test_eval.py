@@ -16,7 +16,7 @@ import heedful
 from heedful import data, journal
 from heedful.cli import app
 from heedful.errors import HeedfulError, OptionError
-from heedful.eval import ablation, gsm8k, ifeval, paired, report, run, textstats
+from heedful.eval import ablation, gsm8k, ifeval, paired, report, run, runs, textstats
 from heedful.eval.tasks import TASKS, Example, examples
 from heedful.methods import parse_method, parse_methods
 
@@ -141,8 +141,10 @@ def whole(lm: heedful.LM, file: Path, tmp_path_factory: pytest.TempPathFactory) 
 
 
 def test_a_run_says_what_happened(whole: Path, lm: heedful.LM) -> None:
-    (found,) = report.read(whole)
+    (found,) = runs.read(whole)
     assert set(found.records) == {"none", "directer"}
+    num_tokens = sum(record["generated_tokens"] for record in found.records["directer"].values())
+    assert [spent.tokens for spent in found.times["directer"].values()] == [num_tokens]
     record = found.records["directer"]["1"]
     assert record["generated_tokens"] <= 6
     start, stop, _ = record["spans"][0]
@@ -171,6 +173,9 @@ def test_killed_and_resumed_is_the_same_bytes(lm: heedful.LM, file: Path, whole:
                     cut.write('{"key": "1", "text": "ha')
     assert kills > 2
     assert answers(tmp_path) == answers(whole)
+    (one,), (other,) = runs.read(tmp_path), runs.read(whole)
+    for name in ("none", "directer"):  # answers that a kill threw away took their time too
+        assert sum(t.tokens for t in one.times[name].values()) > sum(t.tokens for t in other.times[name].values())
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
@@ -206,6 +211,9 @@ def test_another_run_is_refused(lm: heedful.LM, file: Path, whole: Path) -> None
         run.run(lm, plan(file, whole, max_new_tokens=7), resume=True)
     with pytest.raises(OptionError, match="another directer"):
         run.run(lm, replace(plan(file, whole), methods={"directer": heedful.Directer(3.0)}), resume=True)
+    changed = [replace(each, prompt=f"{each.prompt} Now.") for each in plan(file, whole).examples]
+    with pytest.raises(OptionError, match="another prompts"):
+        run.run(lm, replace(plan(file, whole), examples=changed), resume=True)
     before = answers(whole)
     run.run(lm, plan(file, whole), resume=True)
     assert answers(whole) == before
@@ -219,12 +227,12 @@ def test_one_bad_row_never_stops_a_run(
     unmarked = Example("unmarked", "x", None, 5, made.examples[0].columns)
     made = run.Plan(made.task, [long, *made.examples[:1], unmarked], made.methods, tmp_path, 3, 4)
     run.run(lm, made)
-    (found,) = report.read(tmp_path)
+    (found,) = runs.read(tmp_path)
     records = found.records["directer"]
     assert "context" in records["long"]["failed"]
     assert "failed" in records["unmarked"]
     assert "failed" not in records["1"]
-    assert "**2 rows failed**" in report.markdown([found])
+    assert "**2 rows failed**" in report.markdown(runs.gather([found]))
     assert all(found.points("directer", metric)["long"] == (0.0, 1.0) for metric in ("joint", "format", "task"))
 
 
@@ -283,6 +291,6 @@ def test_an_ablation_is_one_command(
     monkeypatch.setattr("heedful.cli.options.load_quietly", lambda *_: lm)
     command = ["eval", "ablation", "tokens", "--task", "gsm8k-format", "--data", str(file), "--out", str(tmp_path)]
     app([*command, "--seeds", "2", "--limit", "2", "-n", "3"], standalone_mode=False)
-    (found,) = report.read(tmp_path)
+    (found,) = runs.read(tmp_path)
     assert list(found.records) == ["none", "directer", "directer:span=random:0", "directer:span=random:1"]
     assert found.header["settings"]["methods"]["directer:span=random:1"]["span"] == "random:1"

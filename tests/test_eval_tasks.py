@@ -16,7 +16,7 @@ from heedful.cli import app
 from heedful.cli.evaluate import TASK_NAMES
 from heedful.data import HubSet
 from heedful.errors import DataError, OptionError
-from heedful.eval import followbench, report, run, sources
+from heedful.eval import followbench, report, run, runs, sources
 from heedful.eval.tasks import TASKS, Example, examples
 from heedful.methods import parse_method
 
@@ -214,7 +214,7 @@ def answers(out: Path) -> dict[str, bytes]:
 
 
 def test_each_turn_is_a_record_in_the_order_of_the_data(whole: Path) -> None:
-    (found,) = report.read(whole)
+    (found,) = runs.read(whole)
     for records in found.records.values():
         assert list(records) == [
             "own-1:1:en",
@@ -251,7 +251,7 @@ def test_a_failed_turn_fails_those_behind_it(lm: heedful.LM, tmp_path: Path) -> 
     made = multi_if_plan(tmp_path)
     broken = replace(made.examples[0], prompt="word " * 9000)
     run.run(lm, replace(made, examples=[broken, made.examples[1]]))
-    (found,) = report.read(tmp_path)
+    (found,) = runs.read(tmp_path)
     records = found.records["none"]
     assert "context" in records["own-1:1:en"]["failed"]
     for turn in ("turn2", "turn3"):

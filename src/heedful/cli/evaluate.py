@@ -53,7 +53,7 @@ def run_tasks(
     dtype: options.Dtype = "auto",
 ) -> None:
     """Run each TASK under every method (`run` may be left out); write each answer as it comes, then the report."""
-    from heedful.eval import report, run, sources
+    from heedful.eval import report, run, runs, sources
     from heedful.eval.tasks import TASKS, examples
     from heedful.methods import parse_methods
 
@@ -74,7 +74,7 @@ def run_tasks(
         run.begin(lm, plan, resume=resume)
     for plan in plans:
         _run_one(console, lm, plan)
-    print(report.write(out, report.read(out)))
+    print(report.write(out, runs.gather(runs.read(out))))
 
 
 def _run_one(console: Console, lm: Any, plan: Any) -> None:
@@ -114,13 +114,13 @@ def _advance(bar: Progress, bars: dict[str, Any], now: Any) -> None:
 
 @app.command("report")
 def make_report(
-    folders: Annotated[list[Path], typer.Argument(help="Folders of runs; shards of one run are merged.")],
+    folders: Annotated[list[Path], typer.Argument(help="Folders of runs; shards of one are merged, others compared.")],
     out: Annotated[Path | None, typer.Option(help="Where to write it; else into the first folder.")] = None,
 ) -> None:
     """Make the report of one or more runs anew, and show it."""
-    from heedful.eval import report
+    from heedful.eval import report, runs
 
-    runs = report.merge([run for folder in folders for run in report.read(folder)])
-    path = report.write(out or folders[0], runs)
-    Console(highlight=False).print(Markdown(report.markdown(runs)))
+    found = [run for folder in dict.fromkeys(map(Path.resolve, folders)) for run in runs.read(folder)]
+    path = report.write(out or folders[0], runs.gather(found))
+    Console(highlight=False).print(Markdown(path.read_text(encoding="utf-8")))
     print(path)

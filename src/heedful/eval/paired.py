@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
-from scipy.stats import binomtest, bootstrap
+from scipy.stats import binomtest
 
 NUM_RESAMPLES = 10_000
 
@@ -47,7 +48,7 @@ Points = Mapping[str, tuple[float, float]]
 def mean(points: Points) -> Mean:
     """Points had over points to be had, resampled by prompt."""
     had, most = np.array([points[key] for key in sorted(points)], dtype=float).T
-    return _bootstrap([had, most], lambda had, most, axis: had.sum(axis) / most.sum(axis))
+    return _bootstrap([had, most], lambda had, most: had / most)
 
 
 def paired(points: Points, baseline: Points) -> Paired:
@@ -59,7 +60,7 @@ def paired(points: Points, baseline: Points) -> Paired:
     theirs, most_too = np.array([baseline[key] for key in shared], dtype=float).T
     difference = _bootstrap(
         [ours, most, theirs, most_too],
-        lambda a, b, c, d, axis: a.sum(axis) / b.sum(axis) - c.sum(axis) / d.sum(axis),
+        lambda a, b, c, d: a / b - c / d,
     )
     change = ours / most - theirs / most_too
     fixed, broken = int((change > 1e-9).sum()), int((change < -1e-9).sum())
@@ -71,11 +72,31 @@ def mcnemar(fixed: int, broken: int) -> float:
     return float(binomtest(fixed, fixed + broken).pvalue) if fixed + broken else 1.0
 
 
+def holm(p_values: Sequence[float]) -> list[float]:
+    """The p-values of a family of tests, corrected so that one false find in all of it has the level of a single test.
+
+    The k-th smallest of m is multiplied by m - k + 1 and is at least the one before it. Source: Holm, 1979.
+    """
+    order = sorted(range(len(p_values)), key=lambda at: p_values[at])
+    corrected, least = [0.0] * len(p_values), 0.0
+    for rank, at in enumerate(order):
+        least = max(least, min(1.0, (len(p_values) - rank) * p_values[at]))
+        corrected[at] = least
+    return corrected
+
+
 def _bootstrap(samples: list[Any], statistic: Callable[..., Any]) -> Mean:
-    """The statistic with its percentile interval over resampled prompts, seeded; of one prompt, a point."""
-    value, count = float(statistic(*samples, axis=0)), len(samples[0])
+    """The statistic of sums with its percentile interval over resampled prompts, seeded; of one prompt, a point."""
+    values = np.stack(samples, axis=1)
+    value, count = float(statistic(*values.sum(0))), len(values)
     if count == 1:
         return Mean(value, value, value, count)
-    options = {"paired": True, "vectorized": True, "method": "percentile", "n_resamples": NUM_RESAMPLES, "batch": 500}
-    interval = bootstrap(samples, statistic, rng=np.random.default_rng(0), **options).confidence_interval
-    return Mean(value, float(interval.low), float(interval.high), count)
+    low, high = np.quantile(statistic(*(_resamples(count) @ values.astype(np.float32)).T.astype(float)), (0.025, 0.975))
+    return Mean(value, float(low), float(high), count)
+
+
+@lru_cache(maxsize=2)
+def _resamples(count: int) -> Any:
+    """How often each prompt stands in each resample, `(NUM_RESAMPLES, count)`: one draw serves all means."""
+    shape = np.full(count, 1 / count)
+    return np.random.default_rng(0).multinomial(count, shape, NUM_RESAMPLES).astype(np.float32)

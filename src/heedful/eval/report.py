@@ -1,187 +1,163 @@
-"""Reads runs, finished or not, and writes what they say as Markdown: scores with intervals, paired differences."""
+"""Writes what runs say: scores with intervals, paired differences and figures, as Markdown, as a page, and as JSON."""
 
 from __future__ import annotations
 
 import json
-import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from heedful.errors import OptionError
-from heedful.eval.paired import Mean, Paired, mean, paired
-from heedful.eval.run import file_name, read_header, read_records
+from heedful.eval import figures, page, tables
+from heedful.eval.figures import Drawn
+from heedful.eval.runs import BASELINE, Comparison, Run, short_commit
+from heedful.eval.tables import escape
 
-BASELINE = "none"
-TEXT_FIGURES = ("perplexity", "words", "distinct_2", "repetition")
-
-
-@dataclass(frozen=True)
-class Run:
-    """One task's run: its header, and each method's records by key."""
-
-    header: dict[str, Any]
-    records: dict[str, dict[str, dict[str, Any]]]
-
-    def points(self, method: str, metric: str) -> dict[str, tuple[float, float]]:
-        """A metric's points by example; a failed row scores nothing wherever it would have counted."""
-        found = self.records[method]
-        return {
-            key: (float(pair[0]), float(pair[1]))
-            for key, record in found.items()
-            if (pair := record["points"].get(metric)) is not None
-        }
-
-    def metrics(self) -> list[str]:
-        """Every metric, the primary one first."""
-        names: dict[str, None] = {self.header["settings"]["primary"]: None}
-        for records in self.records.values():
-            for record in records.values():
-                names.update(dict.fromkeys(record["points"]))
-        return list(names)
+NOISE = (
+    "p: McNemar's exact test of fixed against broken prompts, corrected by Holm over the rows of the table. Bold: the "
+    f"bootstrap 95 % interval excludes 0 and p < {tables.LEVEL}. Everything else lies inside the noise."
+)
 
 
-def read(folder: Path) -> list[Run]:
-    """The runs in `folder`, one for each task; shards of one run in several folders are read by `merge`."""
-    headers = sorted([*folder.glob("run.json"), *folder.glob("*/run.json")])
-    if not headers:
-        raise OptionError(f"{folder} holds no run")
-    return [_read_one(path) for path in headers]
+def write(folder: Path, found: Sequence[Comparison]) -> Path:
+    """Writes `report.md`, `report.html`, `figures/` and `summary.json`; gives the first one's path.
 
-
-def _read_one(path: Path) -> Run:
-    header = read_header(path)
-    found = {}
-    for name in header["settings"]["methods"]:
-        final, part = path.parent / file_name(name), path.parent / file_name(name, is_finished=False)
-        found[name] = read_records(final if final.exists() else part)
-    return Run(header, {name: answers for name, answers in found.items() if answers})
-
-
-def merge(runs: Sequence[Run]) -> list[Run]:
-    """Shards of the same task, model and methods as one run. Raises `OptionError` where two differ."""
-    by_task: dict[str, Run] = {}
-    for run in runs:
-        task = run.header["settings"]["task"]
-        if task not in by_task:
-            by_task[task] = run
-            continue
-        first = by_task[task]
-        for name in ("model", "dtype", "methods", "max_new_tokens"):
-            if first.header["settings"][name] != run.header["settings"][name]:
-                raise OptionError(f"two runs of {task} differ in {name}; report them one by one")
-        names = dict.fromkeys([*first.records, *run.records])
-        both = {name: {**first.records.get(name, {}), **run.records.get(name, {})} for name in names}
-        left_out = {**first.header["settings"]["left_out"], **run.header["settings"]["left_out"]}
-        header = {**first.header, "settings": {**first.header["settings"], "left_out": left_out}}
-        by_task[task] = Run(header, both)
-    return list(by_task.values())
-
-
-def markdown(runs: Sequence[Run]) -> str:
-    """The report."""
-    return "\n\n".join(_section(run) for run in runs) + "\n"
-
-
-def _section(run: Run) -> str:
-    settings = run.header["settings"]
-    counts = ", ".join(f"{name} {len(records)}" for name, records in run.records.items())
-    lines = [
-        f"## {settings['task']}",
-        f"{settings['model']['name'] or 'unnamed model'}, {settings['dtype']}, {run.header['hardware']}, "
-        f"commit {str(run.header['commit'])[:12]}, {run.header['started']}. Prompts answered: {counts}. "
-        "Means with bootstrap 95 % intervals over prompts.",
-        _scores(run),
-    ]
-    if BASELINE in run.records and len(run.records) > 1:
-        lines += [_differences(run)]
-    lines += [_texts(run), _steps(run)]
-    left_out = settings["left_out"]
-    if left_out:
-        where, why = next(iter(left_out.items()))
-        lines.append(f"**{len(left_out)} lines of the data were left out**; the first, {where}: {why}")
-    failures = [(name, r) for name, records in run.records.items() for r in records.values() if "failed" in r]
-    if failures:
-        first = failures[0][1]
-        lines.append(f"**{len(failures)} rows failed** and score nothing; the first, {first['key']}: {first['failed']}")
-    return "\n\n".join(lines)
-
-
-def _scores(run: Run) -> str:
-    metrics = run.metrics()
-    rows = []
-    for name in run.records:
-        cells = [_interval(mean(points)) if (points := run.points(name, metric)) else "–" for metric in metrics]
-        rows.append([name, *cells])
-    return table(["method", *metrics], rows)
-
-
-def _differences(run: Run) -> str:
-    metric = run.header["settings"]["primary"]
-    baseline = run.points(BASELINE, metric)
-    rows = []
-    for name in run.records:
-        if name != BASELINE and set(baseline) & set(run.points(name, metric)):
-            rows.append([name, *_difference(paired(run.points(name, metric), baseline))])
-    return f"Against `{BASELINE}`, {metric}, prompt by prompt:\n\n" + table(
-        ["method", "difference", "fixed", "broken", "McNemar p", "verdict"], rows
-    )
-
-
-def _difference(found: Paired) -> list[str]:
-    verdict = "inside the noise" if found.is_noise else "better" if found.difference.value > 0 else "worse"
-    return [_interval(found.difference, "+"), str(found.fixed), str(found.broken), f"{found.p_value:.3f}", verdict]
-
-
-def _texts(run: Run) -> str:
-    rows = []
-    for name, records in run.records.items():
-        cells = [[r[figure] for r in records.values() if figure in r] for figure in TEXT_FIGURES]
-        rows.append([name, *(f"{statistics.median(values):.3g}" if values else "–" for values in cells)])
-    return table(["method (medians)", *TEXT_FIGURES], rows)
-
-
-def _steps(run: Run) -> str:
-    rows = []
-    for name, records in run.records.items():
-        kept = [r for r in records.values() if "steps" in r]
-        total = sum(r["generated_tokens"] for r in kept)
-        if total:
-            shares = [
-                sum(r["steps"][what] for r in kept) / total for what in ("gated", "accepted", "rejected", "changed")
-            ]
-            rows.append([name, str(total), *(f"{100 * share:.1f} %" for share in shares)])
-    return table(["method", "tokens", "gate open", "accepted", "rejected", "changed"], rows)
-
-
-def _interval(found: Mean, sign: str = "") -> str:
-    return f"{100 * found.value:{sign}.1f} [{100 * found.low:{sign}.1f}, {100 * found.high:{sign}.1f}]"
-
-
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table."""
-    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def write(folder: Path, runs: Sequence[Run]) -> Path:
-    """Writes `report.md`, and `summary.json` for programs. Raises `OptionError` where that cannot be done."""
+    A figure, or a page, that cannot be made loses nothing else. Raises `OptionError` where nothing can be written.
+    """
     path = folder / "report.md"
+    drawn = [figures.draw(comparison, folder) for comparison in found]
+    text = markdown(found, drawn)
     try:
-        path.write_text(markdown(runs), encoding="utf-8")
-        (folder / "summary.json").write_text(json.dumps(summary(runs), indent=1) + "\n", encoding="utf-8")
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "summary.json").write_text(json.dumps(summary(found), indent=1) + "\n", encoding="utf-8")
+        path.write_text(text, encoding="utf-8")
+        svgs = {each.path: each.svg for of_task in drawn for each in of_task.values() if each.svg}
+        title = f"Heedful: {', '.join(comparison.task for comparison in found)}"
+        (folder / "report.html").write_text(page.page(title, text, svgs), encoding="utf-8")
     except OSError as error:
         raise OptionError(f"cannot write {path}: {error}") from error
     return path
 
 
-def summary(runs: Sequence[Run]) -> dict[str, Mapping[str, Any]]:
-    """Mean of every metric, by task and method."""
+def markdown(found: Sequence[Comparison], drawn: Sequence[Mapping[str, Drawn]] = ()) -> str:
+    """The report; `drawn` are each comparison's figures by name."""
+    return "\n\n".join(_section(each, drawn[at] if drawn else {}) for at, each in enumerate(found)) + "\n"
+
+
+def summary(found: Sequence[Comparison]) -> dict[str, Mapping[str, Mapping[str, float]]]:
+    """Mean of every metric, by task and entry."""
     return {
-        run.header["settings"]["task"]: {
-            name: {m: mean(points).value for m in run.metrics() if (points := run.points(name, m))}
-            for name in run.records
-        }
-        for run in runs
+        each.task: {label: {m: mean.value for m, mean in means.items()} for label, means in each.scores.items()}
+        for each in found
     }
+
+
+def _section(comparison: Comparison, drawn: Mapping[str, Drawn]) -> str:
+    parts = [
+        f"## {escape(comparison.task)}",
+        *_heads(comparison),
+        *_warnings(comparison),
+        "### Scores",
+        "In percent of the points, with bootstrap 95 % intervals over prompts; one without width says only that all "
+        "prompts scored alike.",
+        tables.scores(comparison),
+        _figure(drawn, "accuracy"),
+        *_differences(comparison),
+        *_titled("Over seeds", "Mean ± standard deviation over seeds.", tables.seeds(comparison)),
+        *_strengths(drawn),
+        *_steering(comparison, drawn),
+        "### Answers",
+        "Medians over answers: perplexity under the raw model, length in words, share of different word pairs, share "
+        "of four-word runs seen before. Cut off: answers that ran into the limit of tokens.",
+        tables.texts(comparison),
+        *_titled(
+            "Speed",
+            "Tokens over wall seconds of generating: prefill and the batch that empties at the end count, judging does "
+            "not. Methods ran one after the other: what else the machine did is in these numbers.",
+            tables.speed(comparison),
+            _figure(drawn, "speed"),
+        ),
+    ]
+    return "\n\n".join(part for part in parts if part)
+
+
+def _heads(comparison: Comparison) -> list[str]:
+    if len(comparison.runs) == 1:
+        return [_head(comparison.runs[0])]
+    heads = [
+        f"- **{escape(label)}**: {_head(run)}" for label, run in zip(comparison.labels, comparison.runs, strict=True)
+    ]
+    told = "Different runs of one task, side by side. What they differ in:"
+    return ["\n".join(heads), told, tables.runs(comparison)]
+
+
+def _head(run: Run) -> str:
+    settings = run.settings
+    limit = f", at most {settings['max_new_tokens']} new tokens" if settings["max_new_tokens"] else ""
+    counts = ", ".join(f"{name} {len(records)}" for name, records in run.records.items()) or "none"
+    named = settings["model"]["name"] or "unnamed model"
+    told = f"{named}, {str(settings['dtype']).removeprefix('torch.')}{limit}, {run.header['hardware']}"
+    return escape(f"{told}, commit {short_commit(run)}, {run.header['started']}. Prompts answered: {counts}.")
+
+
+def _warnings(comparison: Comparison) -> list[str]:
+    """What a reader must know before the first number: what is missing, left out, or failed."""
+    told = []
+    entries = comparison.entries.values()
+    short = [f"{e.label} {len(e.records)} of {e.num_asked}" for e in entries if len(e.records) < e.num_asked]
+    if short:
+        told.append(
+            f"**Not finished**: {escape(', '.join(short))} prompts. Scores of different prompts do not compare."
+        )
+    left_out = {where: why for run in comparison.runs for where, why in run.settings["left_out"].items()}
+    if left_out:
+        where, why = next(iter(left_out.items()))
+        told.append(f"**{len(left_out)} lines of the data were left out**; the first, {escape(where)}: {escape(why)}")
+    failures = [(e, r) for e in entries for r in e.records.values() if "failed" in r]
+    if failures:
+        entry, first = failures[0]
+        where = escape(f"{entry.label}, {first['key']}: {first['failed']}")
+        told.append(f"**{len(failures)} rows failed** and score nothing; the first, {where}")
+    return told
+
+
+def _differences(comparison: Comparison) -> list[str]:
+    parts = []
+    for title, pairs in (
+        (f"Against `{BASELINE}`, prompt by prompt", comparison.against_none),
+        ("Against the same method of the first run, prompt by prompt", comparison.against_first),
+    ):
+        others = tables.other_differences(pairs, [m for m in comparison.metrics if m != comparison.primary])
+        parts += _titled(title, NOISE, tables.differences(pairs, comparison.primary))
+        parts += ["The other metrics' differences, each column corrected by itself:", others] if others else []
+    return parts
+
+
+def _strengths(drawn: Mapping[str, Drawn]) -> list[str]:
+    told = "Dashed: without steering. A perplexity far above it tells of answers that the model would not have written."
+    return _titled("Against strength", told, *(_figure(drawn, name) for name in ("strength", "multiplier")))
+
+
+def _steering(comparison: Comparison, drawn: Mapping[str, Drawn]) -> list[str]:
+    """What the gates did, and where the layers rank."""
+    decided = _titled(
+        "Steps",
+        "Methods with a gate; one without steers every step.",
+        tables.steps(comparison),
+        *(_figure(drawn, name) for name in ("decisions", "acceptance")),
+    )
+    told = "Each prompt's ranking orders the layers by how much steering there changes."
+    return [*decided, *_titled("Layer sensitivity", told, _figure(drawn, "sensitivity"))]
+
+
+def _titled(title: str, told: str, *parts: str) -> list[str]:
+    """A heading, a line on what is shown, and what is shown; nothing where there is nothing to show."""
+    return [f"### {title}", told, *parts] if any(parts) else []
+
+
+def _figure(drawn: Mapping[str, Drawn], name: str) -> str:
+    if name not in drawn:
+        return ""
+    found = drawn[name]
+    if found.error:
+        return f"*No figure of {escape(found.alt)}: {escape(found.error)}.*"
+    return f"![{escape(found.alt)}]({found.path})"

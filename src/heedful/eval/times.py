@@ -1,4 +1,4 @@
-"""How long generating took, kept beside a run's answers: the one file of a run that two equal runs do not share."""
+"""How long generating took, kept beside a run's answers and apart from them: those are the same in two equal runs."""
 
 from __future__ import annotations
 

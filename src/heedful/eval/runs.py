@@ -1,0 +1,289 @@
+"""Reads runs, finished or not; puts the parts of one run together, and different runs of a task side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from heedful.errors import OptionError
+from heedful.eval import times
+from heedful.eval.paired import Mean, Points, mean
+from heedful.eval.run import file_name, read_header, read_records
+
+BASELINE = "none"
+Records = dict[str, dict[str, Any]]
+NOT_SETTINGS = ("methods", "keys", "prompts", "left_out")
+"""What parts of one run may differ in, besides the batch."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One task's run: its header, each method's records by key, and how long they took."""
+
+    header: dict[str, Any]
+    records: dict[str, Records]
+    times: times.Times = field(default_factory=dict)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What was asked for."""
+        found: dict[str, Any] = self.header["settings"]
+        return found
+
+    def points(self, method: str, metric: str) -> dict[str, tuple[float, float]]:
+        """A metric's points by example; a failed row scores nothing wherever it would have counted."""
+        return {
+            key: (float(pair[0]), float(pair[1]))
+            for key, record in self.records[method].items()
+            if (pair := record["points"].get(metric)) is not None
+        }
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One method in one run, under the label that it has in every table and figure."""
+
+    label: str
+    method: str
+    run: Run
+
+    @property
+    def records(self) -> Records:
+        """The answers by key."""
+        return self.run.records[self.method]
+
+    @property
+    def answered(self) -> list[dict[str, Any]]:
+        """The answers but for rows that failed."""
+        return [record for record in self.records.values() if "failed" not in record]
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What the method says of itself."""
+        found: dict[str, Any] = self.run.settings["methods"][self.method]
+        return found
+
+    @property
+    def is_gated(self) -> bool:
+        """Whether a gate decided at each step."""
+        return "threshold" in self.settings or bool(self.settings.get("gate"))
+
+    @property
+    def is_ranked(self) -> bool:
+        """Whether layers were ranked by sensitivity; a method that needs no ranking records their plain order."""
+        return self.is_gated or bool(self.settings.get("level"))
+
+    @property
+    def num_asked(self) -> int:
+        """How many prompts the run was to answer."""
+        return len(self.run.settings["keys"])
+
+    def points(self, metric: str) -> dict[str, tuple[float, float]]:
+        """A metric's points by example."""
+        return self.run.points(self.method, metric)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All runs of one task. `labels` tell the runs apart (one run has none); `differences` holds what they differ in,
+    each with a value for every run."""
+
+    task: str
+    runs: Sequence[Run]
+    labels: Sequence[str]
+    differences: dict[str, list[str]] = field(default_factory=dict)
+
+    @cached_property
+    def entries(self) -> dict[str, Entry]:
+        """Every method that has answers, run by run, by its label."""
+        found = {}
+        for run, of_run in zip(self.runs, self.labels, strict=True):
+            for method in run.records:
+                label = f"{method} · {of_run}" if of_run else method
+                found[label] = Entry(label, method, run)
+        return found
+
+    @property
+    def primary(self) -> str:
+        """The metric that methods are compared by."""
+        return str(self.runs[0].settings["primary"])
+
+    @cached_property
+    def metrics(self) -> list[str]:
+        """Every metric: the primary one first, then those that most answers have."""
+        counts = {self.primary: 0}
+        for entry in self.entries.values():
+            for record in entry.records.values():
+                for name in record["points"]:
+                    counts[name] = counts.get(name, 0) + 1
+        return sorted(counts, key=lambda name: (name != self.primary, -counts[name]))
+
+    @cached_property
+    def scores(self) -> dict[str, dict[str, Mean]]:
+        """The mean of each metric with its interval, by entry and metric, where there is any."""
+        return {
+            label: {m: mean(points) for m in self.metrics if (points := entry.points(m))}
+            for label, entry in self.entries.items()
+        }
+
+    @property
+    def against_none(self) -> list[tuple[Entry, Entry]]:
+        """Every steered entry with the unsteered one of its run (of its seed, where there are several)."""
+        by_run = {(id(entry.run), entry.method): entry for entry in self.entries.values()}
+        pairs = []
+        for entry in self.entries.values():
+            name, at, seed = entry.method.rpartition("@")
+            if (name if at else entry.method) == BASELINE:
+                continue
+            baseline = by_run.get((id(entry.run), f"{BASELINE}@{seed}")) or by_run.get((id(entry.run), BASELINE))
+            if baseline is not None:
+                pairs.append((entry, baseline))
+        return pairs
+
+    @property
+    def against_first(self) -> list[tuple[Entry, Entry]]:
+        """Every entry of a later run with the same method of the first run."""
+        first = {entry.method: entry for entry in self.entries.values() if entry.run is self.runs[0]}
+        later = [entry for entry in self.entries.values() if entry.run is not self.runs[0]]
+        return [(entry, first[entry.method]) for entry in later if entry.method in first]
+
+
+def shared_points(entry: Entry, baseline: Entry, metric: str) -> tuple[Points, Points]:
+    """Both entries' points on the prompts that both answered: the same key, and the same row of data behind it."""
+    ours, theirs = entry.points(metric), baseline.points(metric)
+    asked, asked_too = entry.run.settings.get("prompts", {}), baseline.run.settings.get("prompts", {})
+    shared = [key for key in ours if key in theirs and asked.get(key) == asked_too.get(key)]
+    return {key: ours[key] for key in shared}, {key: theirs[key] for key in shared}
+
+
+def read(folder: Path) -> list[Run]:
+    """The runs in `folder`, one for each task. Raises `OptionError` where it holds none."""
+    headers = sorted([*folder.glob("run.json"), *folder.glob("*/run.json")])
+    if not headers:
+        raise OptionError(f"{folder} holds no run")
+    return [_read_one(path) for path in headers]
+
+
+def _read_one(path: Path) -> Run:
+    header = read_header(path)
+    found = {}
+    for name in header["settings"]["methods"]:
+        final, part = path.parent / file_name(name), path.parent / file_name(name, is_finished=False)
+        found[name] = read_records(final if final.exists() else part)
+    kept = {name: answers for name, answers in found.items() if answers}
+    return Run(header, kept, times.read(path.parent / times.FILE))
+
+
+def gather(found: Sequence[Run]) -> list[Comparison]:
+    """The runs by task: parts of one run joined, and what is left put side by side, labelled by what differs."""
+    by_task: dict[str, list[Run]] = {}
+    for run in found:
+        listed = by_task.setdefault(run.settings["task"], [])
+        at = next((at for at, other in enumerate(listed) if _are_parts(other, run)), None)
+        if at is None:
+            listed.append(run)
+        else:
+            listed[at] = _joined(listed[at], run)
+    return [_compared(task, listed) for task, listed in by_task.items()]
+
+
+def _are_parts(first: Run, second: Run) -> bool:
+    """Whether two runs with the same settings answered different prompts; or, at the same commit, ran other methods."""
+    if _fixed(first) != _fixed(second):
+        return False
+    mine, theirs = first.settings["methods"], second.settings["methods"]
+    if any(theirs.get(name, described) != described for name, described in mine.items()):
+        return False
+    if not set(first.settings["keys"]) & set(second.settings["keys"]):
+        return True
+    same_code = all(first.header[name] == second.header[name] for name in ("commit", "versions"))
+    same_batch = first.settings["batch"] == second.settings["batch"]
+    same_rows = first.settings.get("prompts") == second.settings.get("prompts")
+    return same_code and same_batch and same_rows and not set(mine) & set(theirs)
+
+
+def _fixed(run: Run) -> dict[str, Any]:
+    return {name: value for name, value in run.settings.items() if name not in (*NOT_SETTINGS, "batch")}
+
+
+def _joined(first: Run, second: Run) -> Run:
+    """Two parts as one run, which names every commit, machine and batch that it was made by."""
+    mine, theirs = first.settings, second.settings
+    settings = {
+        **mine,
+        **{name: {**mine.get(name, {}), **theirs.get(name, {})} for name in ("methods", "prompts", "left_out")},
+        "keys": list(dict.fromkeys([*mine["keys"], *theirs["keys"]])),
+        "batch": _both(mine["batch"], theirs["batch"]),
+    }
+    named = {name: _both(first.header[name], second.header[name]) for name in ("commit", "hardware")}
+    versions = {
+        name: _both(first.header["versions"].get(name), value) for name, value in second.header["versions"].items()
+    }
+    started = min(str(first.header["started"]), str(second.header["started"]))
+    names = dict.fromkeys([*first.records, *second.records])
+    records = {name: {**first.records.get(name, {}), **second.records.get(name, {})} for name in names}
+    header = {**first.header, **named, "versions": versions, "settings": settings, "started": started}
+    return Run(header, records, times.added(first.times, second.times))
+
+
+def _both(first: Any, second: Any) -> Any:
+    return first if str(second) in str(first).split("; ") else f"{first}; {second}"
+
+
+def _compared(task: str, listed: list[Run]) -> Comparison:
+    if len(listed) == 1:
+        return Comparison(task, listed, [""])
+    common = [name for name in listed[0].settings["methods"] if all(name in run.settings["methods"] for run in listed)]
+    told = [_told(run, common) for run in listed]
+    names = dict.fromkeys(name for of_run in told for name in of_run)
+    rows = {name: [of_run.get(name, "–") for of_run in told] for name in names}
+    differences = {name: values for name, values in rows.items() if len(set(values)) > 1}
+    return Comparison(task, listed, _labels(differences, len(listed)), differences)
+
+
+def _told(run: Run, methods: Sequence[str]) -> dict[str, str]:
+    """All that two runs of these methods may differ in, what matters most first."""
+    model = run.settings["model"]
+    fixed = {name: value for name, value in _fixed(run).items() if name not in ("task", "primary", "model", "dtype")}
+    described = {
+        f"{method}: {name}": value
+        for method in methods
+        for name, value in run.settings["methods"][method].items()
+        if name != "name"
+    }
+    told = {
+        "model": model["name"] or f"unnamed, {model['num_layers']} layers",
+        "dtype": str(run.settings["dtype"]).removeprefix("torch."),
+        **fixed,
+        **described,
+        "commit": short_commit(run),
+        **run.header["versions"],
+        "batch": run.settings["batch"],
+        "hardware": run.header["hardware"],
+        "prompts": len(run.settings["keys"]),
+        "started": run.header["started"],
+    }
+    return {name: str(value) for name, value in told.items()}
+
+
+def short_commit(run: Run) -> str:
+    """The commit, or commits, short."""
+    return "; ".join(commit[:12] for commit in str(run.header["commit"]).split("; "))
+
+
+def _labels(differences: dict[str, list[str]], count: int) -> list[str]:
+    """As few of the differences as tell the runs apart; where none does, their place in the list."""
+    parts: list[list[str]] = [[] for _ in range(count)]
+    for name, values in differences.items():
+        before = len({tuple(part) for part in parts})
+        named = [value if name in ("model", "dtype") else f"{name} {value}" for value in values]
+        tried = [[*part, one] for part, one in zip(parts, named, strict=True)]
+        if len({tuple(part) for part in tried}) > before:
+            parts = tried
+    labels = [", ".join(part) for part in parts]
+    if len(set(labels)) == count:
+        return labels
+    return [f"{label} (run {at})" if label else f"run {at}" for at, label in enumerate(labels, 1)]

@@ -1,0 +1,159 @@
+"""A comparison's tables, as Markdown. Whatever came from outside (names, models' texts, errors) is escaped."""
+
+from __future__ import annotations
+
+import re
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from heedful.eval.paired import Mean, Paired, holm, paired
+from heedful.eval.runs import Comparison, Entry, shared_points
+from heedful.eval.times import Time
+
+TEXT_FIGURES = ("perplexity", "words", "distinct_2", "repetition")
+LEVEL = 0.05
+SPECIAL = re.compile(r"[\\`*\[\]<>|~&$]|(?<![^\W_])_|_(?![^\W_])")
+
+
+@dataclass(frozen=True)
+class Versus:
+    """One entry against another on the prompts that both answered, its p-value corrected for those beside it."""
+
+    entry: Entry
+    baseline: Entry
+    found: Paired
+    p_value: float
+
+    @property
+    def is_noise(self) -> bool:
+        """Whether the interval holds 0, or the corrected p-value is too large."""
+        return self.found.is_noise or self.p_value >= LEVEL
+
+
+def versus(pairs: Sequence[tuple[Entry, Entry]], metric: str) -> list[Versus]:
+    """Each pair's difference where they share a prompt; p by McNemar, corrected by Holm over all that are returned."""
+    points = [(entry, baseline, *shared_points(entry, baseline, metric)) for entry, baseline in pairs]
+    found = [(entry, baseline, paired(ours, theirs)) for entry, baseline, ours, theirs in points if ours]
+    corrected = holm([each.p_value for _, _, each in found])
+    return [Versus(*each, p_value) for each, p_value in zip(found, corrected, strict=True)]
+
+
+def escape(text: object) -> str:
+    """Text that Markdown shows as it is, on one line."""
+    return SPECIAL.sub(r"\\\g<0>", " ".join(str(text).split()))
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table, its first column text and the others figures; cells are Markdown."""
+    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def runs(comparison: Comparison) -> str:
+    """What the runs differ in, a column each."""
+    rows = [[escape(name), *map(escape, values)] for name, values in comparison.differences.items()]
+    return table(["run", *map(escape, comparison.labels)], rows)
+
+
+def scores(comparison: Comparison) -> str:
+    """Every metric of every entry."""
+    rows = [
+        [escape(label), *(interval(means[m]) if m in means else "–" for m in comparison.metrics)]
+        for label, means in comparison.scores.items()
+    ]
+    return table(["method", *map(escape, comparison.metrics)], rows)
+
+
+def differences(pairs: Sequence[tuple[Entry, Entry]], metric: str) -> str:
+    """One metric's paired differences; what is bold lies outside the noise. Empty where no pair shares a prompt."""
+    rows = []
+    for each in versus(pairs, metric):
+        verdict = (
+            "inside the noise" if each.is_noise else "**better**" if each.found.difference.value > 0 else "**worse**"
+        )
+        cells = [_bold(interval(each.found.difference, "+"), not each.is_noise), str(each.found.difference.count)]
+        counts = [str(each.found.fixed), str(each.found.broken), f"{each.p_value:.3f}"]
+        rows.append([escape(each.entry.label), *cells, *counts, verdict])
+    head = ["method", f"{escape(metric)}, difference", "prompts", "fixed", "broken", "p", "verdict"]
+    return table(head, rows) if rows else ""
+
+
+def other_differences(pairs: Sequence[tuple[Entry, Entry]], metrics: Sequence[str]) -> str:
+    """The paired differences of several metrics, a column each, every column corrected by itself."""
+    cells: dict[str, dict[str, str]] = {}
+    for metric in metrics:
+        for each in versus(pairs, metric):
+            text = _bold(interval(each.found.difference, "+"), not each.is_noise)
+            cells.setdefault(each.entry.label, {})[metric] = text
+    rows = [[escape(label), *(found.get(metric, "–") for metric in metrics)] for label, found in cells.items()]
+    return table(["method", *map(escape, metrics)], rows) if rows else ""
+
+
+def seeds(comparison: Comparison) -> str:
+    """Mean and standard deviation over seeds, of methods that ran as `name@seed` with more than one."""
+    by_name: dict[str, list[dict[str, Mean]]] = {}
+    for label, entry in comparison.entries.items():
+        name, at, seed = entry.method.rpartition("@")
+        if at and seed.isdecimal():
+            by_name.setdefault(label.replace(entry.method, name, 1), []).append(comparison.scores[label])
+    several = {name: found for name, found in by_name.items() if len(found) > 1}
+    rows = []
+    for name, found in several.items():
+        values = [[100 * means[m].value for means in found if m in means] for m in comparison.metrics]
+        spread = [f"{statistics.mean(v):.1f} ± {statistics.stdev(v):.1f}" if len(v) > 1 else "–" for v in values]
+        rows.append([escape(name), str(len(found)), *spread])
+    return table(["method", "seeds", *map(escape, comparison.metrics)], rows) if rows else ""
+
+
+def texts(comparison: Comparison) -> str:
+    """What the answers look like, judged by nobody: medians, and how many ran into the limit of tokens."""
+    rows = []
+    for label, entry in comparison.entries.items():
+        answers = entry.answered
+        cells = [[r[figure] for r in answers if figure in r] for figure in TEXT_FIGURES]
+        medians = [f"{statistics.median(values):.3g}" if values else "–" for values in cells]
+        tokens, cut = sum(r["generated_tokens"] for r in answers), sum(r["finish_reason"] == "length" for r in answers)
+        rows.append([escape(label), *medians, str(tokens), f"{100 * cut / len(answers):.0f} %" if answers else "–"])
+    return table(["method", *TEXT_FIGURES, "tokens", "cut off"], rows)
+
+
+def steps(comparison: Comparison) -> str:
+    """What the gate did, in shares of all tokens. Empty where no method has one."""
+    rows = []
+    for label, entry in comparison.entries.items():
+        total = sum(r["generated_tokens"] for r in entry.answered)
+        if entry.is_gated and total:
+            counts = [sum(r["steps"][what] for r in entry.answered) for what in STEPS]
+            rows.append([escape(label), str(total), *(f"{100 * count / total:.1f} %" for count in counts)])
+    return table(["method", "tokens", "gate open", *STEPS[1:]], rows) if rows else ""
+
+
+STEPS = ("gated", "accepted", "rejected", "changed")
+
+
+def speed(comparison: Comparison) -> str:
+    """Tokens a second, by method and machine. Empty where no time was kept."""
+    rows = [
+        [escape(label), f"{rate(spent):.1f}", *map(escape, (spent.tokens, round(spent.seconds), batch, hardware))]
+        for label, entry in comparison.entries.items()
+        for batch in [entry.run.settings["batch"]]
+        for hardware, spent in entry.run.times.get(entry.method, {}).items()
+        if spent.seconds
+    ]
+    return table(["method", "tokens/s", "tokens", "seconds", "batch", "hardware"], rows) if rows else ""
+
+
+def rate(spent: Time) -> float:
+    """Tokens a second."""
+    return spent.tokens / spent.seconds
+
+
+def interval(found: Mean, sign: str = "") -> str:
+    """A share in percent, with its interval."""
+    value, low, high = (round(100 * share, 1) + 0.0 for share in (found.value, found.low, found.high))  # no -0.0
+    return f"{value:{sign}.1f} [{low:{sign}.1f}, {high:{sign}.1f}]"
+
+
+def _bold(text: str, is_bold: bool) -> str:
+    return f"**{text}**" if is_bold else text
