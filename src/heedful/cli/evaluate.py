@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from typer.core import TyperGroup
 
 from heedful.checks import choice, whole
-from heedful.cli import options
+from heedful.cli import judge, options
 from heedful.errors import OptionError
 
 
@@ -25,11 +25,12 @@ class TaskFirst(TyperGroup):
 
 
 app = typer.Typer(cls=TaskFirst, no_args_is_help=True, help="Measure methods on benchmarks, and report.")
+app.command("judge")(judge.command)
 
 
 @app.command("run")
 def run_task(
-    task: Annotated[str, typer.Argument(help="ifeval, ifeval-split, gsm8k-format or lifbench.")],
+    task: Annotated[str, typer.Argument(help="ifeval, ifeval-split, gsm8k-format, lifbench or advfactuality.")],
     data: Annotated[
         list[Path], typer.Option(help="JSONL of the task's rows. May be repeated (LIFBench: a subtask each).")
     ],
@@ -43,6 +44,8 @@ def run_task(
     model: options.Model = None,
     device: options.Device = "cpu",
     dtype: options.Dtype = "auto",
+    judge_url: judge.Url = None,
+    judge_model: judge.Name = None,
 ) -> None:
     """Run TASK under every method (`run` may be left out); write each answer as it comes, then the report."""
     from heedful import data as files
@@ -61,14 +64,16 @@ def run_task(
     for where, why in failed.items():
         console.print(f"left out: {where}: {why}", style="yellow", markup=False)
     TASKS[task].check()
+    judging = judge.opened(judge_url, judge_model, task, named)
     lm = options.load_quietly(model, device, dtype)
     plan = run.Plan(TASKS[task], found, named, out, batch, max_new_tokens, failed)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, TextColumn("{task.fields[speed]}"), console=console) as bar:
         bars = {name: bar.add_task(name, total=len(found), speed="") for name in named}
         run.run(lm, plan, resume=resume, report=lambda now: _advance(bar, bars, now))
-    runs = report.read(out)
-    print(report.write(out, runs))
+    if judging is not None:
+        judge.judge_folder(out / task, judging)
+    print(report.write(out, report.read(out)))
 
 
 def _shard(records: list[Any], shard: str | None) -> list[Any]:

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from heedful.errors import OptionError
-from heedful.eval.paired import Mean, Paired, mean, paired
-from heedful.eval.run import file_name, read_header, read_records
+from heedful.eval import judged
+from heedful.eval.paired import BASELINE, Mean, Paired, mean, paired
+from heedful.eval.run import read_answers, read_header
 
-BASELINE = "none"
 TEXT_FIGURES = ("perplexity", "words", "distinct_2", "repetition")
 
 
@@ -44,19 +44,20 @@ class Run:
 
 def read(folder: Path) -> list[Run]:
     """The runs in `folder`, one for each task; shards of one run in several folders are read by `merge`."""
+    return [_read_one(path) for path in folders(folder)]
+
+
+def folders(folder: Path) -> list[Path]:
+    """The folders of the runs in `folder`, which may be one itself. Raises `OptionError` where there is none."""
     headers = sorted([*folder.glob("run.json"), *folder.glob("*/run.json")])
     if not headers:
         raise OptionError(f"{folder} holds no run")
-    return [_read_one(path) for path in headers]
+    return [path.parent for path in headers]
 
 
-def _read_one(path: Path) -> Run:
-    header = read_header(path)
-    found = {}
-    for name in header["settings"]["methods"]:
-        final, part = path.parent / file_name(name), path.parent / file_name(name, is_finished=False)
-        found[name] = read_records(final if final.exists() else part)
-    return Run(header, {name: answers for name, answers in found.items() if answers})
+def _read_one(folder: Path) -> Run:
+    header = read_header(folder / "run.json")
+    return Run(header, judged.merged(folder, read_answers(folder, header)))
 
 
 def merge(runs: Sequence[Run]) -> list[Run]:
@@ -94,9 +95,9 @@ def _section(run: Run) -> str:
         "Means with bootstrap 95 % intervals over prompts.",
         _scores(run),
     ]
-    if BASELINE in run.records and len(run.records) > 1:
+    if len(run.records) > 1 and run.records.get(BASELINE) and run.points(BASELINE, settings["primary"]):
         lines += [_differences(run)]
-    lines += [_texts(run), _steps(run)]
+    lines += [*judged.section(run.records, table), _texts(run), _steps(run)]
     left_out = settings["left_out"]
     if left_out:
         where, why = next(iter(left_out.items()))
