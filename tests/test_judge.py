@@ -378,7 +378,7 @@ def test_a_wrong_key_stops_at_once(server: Server, tmp_path: Path, monkeypatch: 
 def test_an_endpoint_that_dies_loses_nothing(server: Server, tmp_path: Path) -> None:
     server.answer = lambda body: fair(body) if len(server.asked) <= 3 else (0, None)
     folder = make_run(tmp_path, none=NONE, ours=OURS)
-    with pytest.raises(JudgeError, match="cannot be reached .*; what was judged is kept"):
+    with pytest.raises(JudgeError, match=r"cannot be reached .*; what was judged is kept"):
         judged.judge_run(folder, Judge(server.url, "j", retries=0), ["quality"], concurrency=1)
     assert sum(line["reply"] is not None for line in lines(folder)) == 3
 
