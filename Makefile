@@ -48,7 +48,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
 	@touch $@
 
-# Only the tests need torchao, whose import is noisy, and lm-eval, which is large.
+# Only the tests need torchao, whose import is noisy, and the harnesses, which are large.
 $(VENV)/.extras: $(STAMP)
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[eval,quantised]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[eval,inspect,quantised]'
 	@touch $@

@@ -16,7 +16,7 @@ from heedful.cli import app
 from heedful.cli.evaluate import TASK_NAMES
 from heedful.data import HubSet
 from heedful.errors import DataError, OptionError
-from heedful.eval import followbench, report, run, runs, sources
+from heedful.eval import followbench, run, runs, sources
 from heedful.eval.tasks import TASKS, Example, examples
 from heedful.methods import parse_method
 

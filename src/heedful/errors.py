@@ -36,5 +36,9 @@ class ModelError(HeedfulError):
     """A model cannot be found, fetched, verified or read."""
 
 
+class JudgeError(HeedfulError):
+    """The model that judges answers cannot be reached, or refuses the key or the model's name."""
+
+
 class UnsupportedModelError(ModelError):
     """The model was read, but its attention cannot be steered; the line says why."""

@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from typer.core import TyperGroup
 
 from heedful.checks import whole
-from heedful.cli import options
+from heedful.cli import judge, options
 from heedful.errors import OptionError
 
 
@@ -24,8 +24,18 @@ class TaskFirst(TyperGroup):
         return super().resolve_command(ctx, args if args[0] in self.commands else ["run", *args])
 
 
-TASK_NAMES = ("ifeval", "ifeval-split", "ifbench", "multi-if", "followbench", "gsm8k-format", "lifbench")
+TASK_NAMES = (
+    "ifeval",
+    "ifeval-split",
+    "ifbench",
+    "multi-if",
+    "followbench",
+    "gsm8k-format",
+    "lifbench",
+    "advfactuality",
+)
 app = typer.Typer(cls=TaskFirst, no_args_is_help=True, help="Measure methods on benchmarks, and report.")
+app.command("judge")(judge.command)
 
 
 @app.command("run")
@@ -51,6 +61,8 @@ def run_tasks(
     model: options.Model = None,
     device: options.Device = "cpu",
     dtype: options.Dtype = "auto",
+    judge_url: judge.Url = None,
+    judge_model: judge.Name = None,
 ) -> None:
     """Run each TASK under every method (`run` may be left out); write each answer as it comes, then the report."""
     from heedful.eval import report, run, runs, sources
@@ -69,11 +81,14 @@ def run_tasks(
         _tell_left_out(console, name, failed)
         TASKS[name].check()
         plans.append(run.Plan(TASKS[name], found, named, out, batch, max_new_tokens, failed))
+    judging = judge.opened(judge_url, judge_model, given, named)
     lm = options.load_quietly(model, device, dtype)
     for plan in plans:  # all are begun before the first answer, so that one that is refused does not end hours of work
         run.begin(lm, plan, resume=resume)
     for plan in plans:
         _run_one(console, lm, plan)
+        if judging is not None:
+            judge.judge_folder(out / plan.task.name, judging)
     print(report.write(out, runs.gather(runs.read(out))))
 
 

@@ -13,8 +13,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from heedful.eval.paired import Mean
-from heedful.eval.runs import BASELINE, Comparison, Entry
+from heedful.eval.paired import BASELINE, Mean
+from heedful.eval.runs import Comparison, Entry
 from heedful.eval.tables import rate
 from heedful.eval.times import Time
 

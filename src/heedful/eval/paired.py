@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 from scipy.stats import binomtest
 
+BASELINE = "none"
+"""The method that all others are compared with."""
 NUM_RESAMPLES = 10_000
 
 

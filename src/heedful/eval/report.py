@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from heedful.errors import OptionError
-from heedful.eval import figures, page, tables
+from heedful.eval import figures, judged, page, tables
 from heedful.eval.figures import Drawn
-from heedful.eval.runs import BASELINE, Comparison, Run, short_commit
+from heedful.eval.paired import BASELINE
+from heedful.eval.runs import Comparison, Run, short_commit
 from heedful.eval.tables import escape
 
 NOISE = (
@@ -62,6 +63,7 @@ def _section(comparison: Comparison, drawn: Mapping[str, Drawn]) -> str:
         tables.scores(comparison),
         _figure(drawn, "accuracy"),
         *_differences(comparison),
+        *judged.section({escape(label): entry.records for label, entry in comparison.entries.items()}, tables.table),
         *_titled("Over seeds", "Mean ± standard deviation over seeds.", tables.seeds(comparison)),
         *_strengths(drawn),
         *_steering(comparison, drawn),

@@ -265,6 +265,15 @@ def read_records(path: Path) -> dict[str, dict[str, Any]]:
     return {entry["key"]: entry for entry in journal.entries(path) if "key" in entry and "points" in entry}
 
 
+def read_answers(folder: Path, header: Mapping[str, Any]) -> dict[str, dict[str, dict[str, Any]]]:
+    """The records of a run, finished or not, by method and key; a method without any is left out."""
+    found = {}
+    for name in header["settings"]["methods"]:
+        final, part = folder / file_name(name), folder / file_name(name, is_finished=False)
+        found[name] = read_records(final if final.exists() else part)
+    return {name: answers for name, answers in found.items() if answers}
+
+
 def file_name(method: str, *, is_finished: bool = True) -> str:
     """The file of a method's answers."""
     return quote(method, safe="=,") + (".jsonl" if is_finished else ".part.jsonl")

@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from heedful.errors import OptionError
-from heedful.eval import times
-from heedful.eval.paired import Mean, Points, mean
-from heedful.eval.run import file_name, read_header, read_records
+from heedful.eval import judged, times
+from heedful.eval.paired import BASELINE, Mean, Points, mean
+from heedful.eval.run import read_answers, read_header
 
-BASELINE = "none"
 Records = dict[str, dict[str, Any]]
 NOT_SETTINGS = ("methods", "keys", "prompts", "left_out")
 """What parts of one run may differ in, besides the batch."""
@@ -161,20 +160,20 @@ def shared_points(entry: Entry, baseline: Entry, metric: str) -> tuple[Points, P
 
 def read(folder: Path) -> list[Run]:
     """The runs in `folder`, one for each task. Raises `OptionError` where it holds none."""
+    return [_read_one(path) for path in folders(folder)]
+
+
+def folders(folder: Path) -> list[Path]:
+    """The folders of the runs in `folder`, which may be one itself. Raises `OptionError` where there is none."""
     headers = sorted([*folder.glob("run.json"), *folder.glob("*/run.json")])
     if not headers:
         raise OptionError(f"{folder} holds no run")
-    return [_read_one(path) for path in headers]
+    return [path.parent for path in headers]
 
 
-def _read_one(path: Path) -> Run:
-    header = read_header(path)
-    found = {}
-    for name in header["settings"]["methods"]:
-        final, part = path.parent / file_name(name), path.parent / file_name(name, is_finished=False)
-        found[name] = read_records(final if final.exists() else part)
-    kept = {name: answers for name, answers in found.items() if answers}
-    return Run(header, kept, times.read(path.parent / times.FILE))
+def _read_one(folder: Path) -> Run:
+    header = read_header(folder / "run.json")
+    return Run(header, judged.merged(folder, read_answers(folder, header)), times.read(folder / times.FILE))
 
 
 def gather(found: Sequence[Run]) -> list[Comparison]:

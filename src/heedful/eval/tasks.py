@@ -171,6 +171,20 @@ def _lifbench_verdict(example: Example, text: str) -> Verdict:
 
 
 SPLIT_IFEVAL = HubSet("ibm-research/Split-IFEval")
+HEED_TRUTH = "If the question rests on a false premise, say so and correct it."
+
+
+def _advfactuality(record: Record) -> Example:
+    record.need(["prompt", "knowledge", "modified knowledge"], "advfactuality")
+    text = f"{record.columns['prompt']}\n\n{HEED_TRUTH}"
+    return Example(str(record.number), text, [(len(text) - len(HEED_TRUTH), len(text))], 512, record.columns)
+
+
+def _advfactuality_verdict(example: Example, text: str) -> Verdict:
+    """No points: a model judges afterwards (`heedful eval judge`), by what the verdict keeps for it."""
+    return Verdict({}, {name: str(example.columns[name]) for name in ("knowledge", "modified knowledge")})
+
+
 TASKS = {
     task.name: task
     for task in (
@@ -190,6 +204,7 @@ TASKS = {
         Task("followbench", "hard", _followbench, _followbench_verdict, hub=HubSet("YuxinJiang/FollowBench")),
         Task("gsm8k-format", "joint", _gsm8k, _gsm8k_verdict, hub=HubSet("openai/gsm8k", "test", "main")),
         Task("lifbench", "score", _lifbench, _lifbench_verdict),
+        Task("advfactuality", "corrected", _advfactuality, _advfactuality_verdict),
     )
 }
 
