@@ -236,6 +236,26 @@ def test_one_bad_row_never_stops_a_run(
     assert all(found.points("directer", metric)["long"] == (0.0, 1.0) for metric in ("joint", "format", "task"))
 
 
+def test_seeds(lm: heedful.LM, file: Path, tmp_path: Path) -> None:
+    for out in (tmp_path / "one", tmp_path / "other"):
+        run.run(lm, plan(file, out, sampling=heedful.Sampling(0.9), num_seeds=2))
+    (found,), (other,) = runs.read(tmp_path / "one"), runs.read(tmp_path / "other")
+    assert list(found.records) == ["none@0", "none@1", "directer@0", "directer@1"]
+    texts = {name: [record["text"] for record in records.values()] for name, records in found.records.items()}
+    assert texts["none@0"] != texts["none@1"]
+    assert texts == {name: [record["text"] for record in records.values()] for name, records in other.records.items()}
+    text = report.markdown(runs.gather([found]))
+    assert "### Over seeds" in text
+    assert "directer@1" in text
+
+
+def test_random_controls_are_summed_up_over_their_seeds(lm: heedful.LM, file: Path, tmp_path: Path) -> None:
+    named = "directer:ranking=random:0,directer:ranking=random:1"
+    run.run(lm, plan(file, tmp_path, named))
+    text = report.markdown(runs.gather(runs.read(tmp_path)))
+    assert "| directer:ranking=random | 2 |" in text
+
+
 def test_a_full_disk_is_one_line(lm: heedful.LM, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")

@@ -16,7 +16,7 @@ import heedful
 from heedful import data, journal
 from heedful.cli import app
 from heedful.errors import JudgeError, OptionError
-from heedful.eval import criteria, judged, report
+from heedful.eval import criteria, judged, report, runs
 from heedful.eval.judge import REPEATS, Judge, Outcome, Question, parse
 from heedful.eval.tasks import TASKS, examples
 
@@ -120,7 +120,8 @@ OURS = [
 
 def make_run(folder: Path, task: str = "ifeval-split", **methods: list[dict[str, Any]]) -> Path:
     settings = {"task": task, "primary": TASKS[task].primary, "methods": {name: {} for name in methods}, "left_out": {}}
-    more = {"model": {"name": "m"}, "dtype": "float32", "max_new_tokens": None}
+    keys = list(dict.fromkeys(record["key"] for records in methods.values() for record in records))
+    more = {"model": {"name": "m"}, "dtype": "float32", "max_new_tokens": None, "batch": 1, "keys": keys}
     head = {"settings": {**settings, **more}, "hardware": "h", "commit": "c", "started": "s"}
     journal.write(folder / task / "run.json", json.dumps(head))
     for name, records in methods.items():
@@ -223,7 +224,7 @@ def test_pairs_are_asked_in_both_orders(server: Server, tmp_path: Path) -> None:
                             for a, b in ((x, y), (y, x))])  # fmt: skip
     assert {texts["constraints"] for texts in server.asked} == {"No commas."}
     assert all("<|" not in texts["prompt"] for texts in server.asked)
-    (found,) = report.read(tmp_path)
+    (found,) = runs.read(tmp_path)
     assert found.points("ours", "quality") == {"1": (1.0, 1.0), "2": (0.0, 1.0), "3": (0.5, 1.0), "4": (0.5, 1.0)}
     assert found.points("none", "quality") == {}
     torn = [line for line in lines(folder) if line["key"] == "4"]
@@ -231,7 +232,7 @@ def test_pairs_are_asked_in_both_orders(server: Server, tmp_path: Path) -> None:
     assert torn[0]["served_by"] == "served"
     assert json.loads(torn[0]["reply"])["why"] == torn[0]["why"] == "so"
     assert ["too long" in line["failed"] for line in lines(folder) if line["key"] == "5"] == [True, True]
-    text = report.markdown([found])
+    text = report.markdown(runs.gather([found]))
     row = next(line for line in text.splitlines() if line.startswith("| ours | quality |"))
     assert [cell.strip() for cell in row.split("|")[4:-1]] == ["1 / 2 / 1", "33.3 %", "inside the noise", "1", "0"]
     assert "50.0 [" in row
@@ -242,7 +243,7 @@ def test_two_methods_with_one_answer_are_asked_once(server: Server, tmp_path: Pa
     folder = make_run(tmp_path, none=NONE[:1], ours=OURS[:1], theirs=OURS[:1])
     judged.judge_run(folder, Judge(server.url, "j"), ["fidelity"])
     assert len(server.asked) == 2
-    (found,) = report.read(tmp_path)
+    (found,) = runs.read(tmp_path)
     assert found.points("ours", "fidelity") == found.points("theirs", "fidelity") == {"1": (1.0, 1.0)}
 
 
@@ -284,10 +285,10 @@ def test_another_judge_or_another_answer_is_not_mixed_in(server: Server, tmp_pat
     with pytest.raises(OptionError, match="holds verdicts of j"):
         judged.judge_run(folder, Judge(server.url, "k"), ["quality"])
     judged.judge_run(folder, Judge(server.url, "j"), ["fidelity"])
-    (found,) = report.read(tmp_path)
+    (found,) = runs.read(tmp_path)
     assert found.points("ours", "quality") == found.points("ours", "fidelity") == {"1": (1.0, 1.0)}
     journal.rewrite(folder / "ours.jsonl", [record("1", "made anew")])
-    (found,) = report.read(tmp_path)
+    (found,) = runs.read(tmp_path)
     assert found.points("ours", "quality") == {}
 
 
@@ -303,13 +304,13 @@ def test_a_broken_endpoint_gives_failures_and_no_scores(server: Server, tmp_path
     folder = make_run(tmp_path, none=NONE[:2], ours=OURS[:2])
     judged.judge_run(folder, Judge(server.url, "j", retries=2), ["quality"])
     assert len(server.asked) == 4 * 3
-    (found,) = report.read(tmp_path)
+    (found,) = runs.read(tmp_path)
     assert found.points("ours", "quality") == {}
     assert all("500" in line["failed"] and "verdict" not in line for line in lines(folder))
-    assert "| ours | quality | – | – | – | – | 2 | 0 |" in report.markdown([found])
+    assert "| ours | quality | – | – | – | – | 2 | 0 |" in report.markdown(runs.gather([found]))
     server.answer = fair  # mended: what failed is asked again
     judged.judge_run(folder, Judge(server.url, "j"), ["quality"])
-    assert report.read(tmp_path)[0].points("ours", "quality") == {"1": (1.0, 1.0), "2": (0.0, 1.0)}
+    assert runs.read(tmp_path)[0].points("ours", "quality") == {"1": (1.0, 1.0), "2": (0.0, 1.0)}
 
 
 @pytest.mark.parametrize(
@@ -447,17 +448,17 @@ def test_unjudged_is_neither_right_nor_wrong(server: Server, tmp_path: Path) -> 
     none = [record(str(i), "In Asia." if i else truth, why=FACTS) for i in range(4)]
     ours = [record(str(i), truth if i else "", why=FACTS) for i in range(3)]
     make_run(tmp_path, "advfactuality", none=none, ours=[*ours, record("3", "", failed="too long")])
-    (found,) = report.read(tmp_path)
+    (found,) = runs.read(tmp_path)
     assert found.points("ours", "corrected") == {}
-    assert "**7 answers have no points yet**" in report.markdown([found])
-    assert report.summary([found])["advfactuality"] == {"none": {}, "ours": {}}
+    assert "**7 answers have no points yet**" in report.markdown(runs.gather([found]))
+    assert report.summary(runs.gather([found]))["advfactuality"] == {"none": {}, "ours": {}}
     call = ["eval", "judge", str(tmp_path), "--judge", server.url, "--judge-model", "j", "--concurrency", "2"]
     app([*call, "--criteria", "corrected"], standalone_mode=False)
-    (found,) = report.read(tmp_path)
+    (found,) = runs.read(tmp_path)
     assert found.points("ours", "corrected") == {"0": (0.0, 1.0), "1": (1.0, 1.0), "2": (1.0, 1.0)}
     assert "| ours | corrected | 66.7 [" in (tmp_path / "report.md").read_text()
     assert json.loads((tmp_path / "summary.json").read_text())["advfactuality"]["none"] == {"corrected": 0.25}
-    assert "Against `none`, corrected" in (tmp_path / "report.md").read_text()
+    assert "Against `none`, prompt by prompt" in (tmp_path / "report.md").read_text()
     with pytest.raises(OptionError, match="judging needs"):
         app(call[:3], standalone_mode=False)
     with pytest.raises(OptionError, match="unknown criterion 'style'"):
@@ -473,7 +474,7 @@ def test_judged_right_after_the_run(
     (tmp_path / "facts.jsonl").write_text("\n".join(map(json.dumps, rows)))
     call = ["eval", "advfactuality", "--data", str(tmp_path / "facts.jsonl"), "--out", str(tmp_path), "-n", "4"]
     app([*call, "--judge", server.url, "--judge-model", "j", "--methods", "none,directer"], standalone_mode=False)
-    (found,) = report.read(tmp_path)
+    (found,) = runs.read(tmp_path)
     assert found.points("none", "corrected") == {"1": (0.0, 1.0)}
     assert {texts["claim"] for texts in server.asked if "claim" in texts} == {"K2 is the highest."}
     assert "| directer | corrected |" in (tmp_path / "report.md").read_text()

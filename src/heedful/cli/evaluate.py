@@ -14,6 +14,7 @@ from typer.core import TyperGroup
 from heedful.checks import whole
 from heedful.cli import judge, options
 from heedful.errors import OptionError
+from heedful.sampling import Sampling
 
 
 class TaskFirst(TyperGroup):
@@ -56,6 +57,10 @@ def run_tasks(
     limit: Annotated[int | None, typer.Option(help="Only the first rows of each file.")] = None,
     shard: Annotated[str | None, typer.Option(help="i/n: every n-th row, from the i-th on (from 0).")] = None,
     max_new_tokens: options.NewTokens = None,
+    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
+    top_k: Annotated[int, typer.Option(help="0 keeps all.")] = 0,
+    top_p: Annotated[float, typer.Option(help="1 keeps all.")] = 1.0,
+    seeds: Annotated[int, typer.Option(help="Runs of each method, where tokens are drawn.")] = 3,
     batch: Annotated[int, typer.Option(help="Answers at a time.")] = 32,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run that --out holds.")] = False,
     model: options.Model = None,
@@ -71,6 +76,8 @@ def run_tasks(
 
     given = sources.by_task(tasks, data or [])
     whole("batch", batch, low=1)
+    whole("seeds", seeds, low=1)
+    sampling = Sampling(temperature, top_k, top_p)
     if limit is not None:
         whole("limit", limit, low=1)
     named = parse_methods(methods if settings is None else f"{methods},@{settings}")
@@ -80,7 +87,7 @@ def run_tasks(
         found, failed = examples(TASKS[name], _shard(sources.records(TASKS[name], places, limit), shard))
         _tell_left_out(console, name, failed)
         TASKS[name].check()
-        plans.append(run.Plan(TASKS[name], found, named, out, batch, max_new_tokens, failed))
+        plans.append(run.Plan(TASKS[name], found, named, out, batch, max_new_tokens, failed, sampling, seeds))
     judging = judge.opened(judge_url, judge_model, given, named)
     lm = options.load_quietly(model, device, dtype)
     for plan in plans:  # all are begun before the first answer, so that one that is refused does not end hours of work
@@ -98,7 +105,7 @@ def _run_one(console: Console, lm: Any, plan: Any) -> None:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, TextColumn("{task.fields[speed]}"), console=console) as bar:
         total = len(plan.examples) * plan.task.num_turns
-        bars = {name: bar.add_task(f"{plan.task.name} {name}", total=total, speed="") for name in plan.methods}
+        bars = {name: bar.add_task(f"{plan.task.name} {name}", total=total, speed="") for name in plan.variants}
         run.run(lm, plan, resume=True, report=lambda now: _advance(bar, bars, now))
 
 

@@ -10,8 +10,9 @@ import hashlib
 import json
 import platform
 import subprocess
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -26,12 +27,16 @@ from heedful.eval import textstats, times
 from heedful.eval.tasks import Example, Task
 from heedful.generate import LM, Job, Result
 from heedful.recipe import Method
+from heedful.sampling import Sampling
 from heedful.scoring import score
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is run on which examples, where it is written, and how many answers are made at a time."""
+    """What is run on which examples, where it is written, and how many answers are made at a time.
+
+    With a `sampling` that is not greedy, every method is run `num_seeds` times, as `name@0`, `name@1` …
+    """
 
     task: Task
     examples: Sequence[Example]
@@ -41,6 +46,34 @@ class Plan:
     max_new_tokens: int | None = None
     left_out: Mapping[str, str] = field(default_factory=dict)
     """Lines of the data that are no prompt of the task, and why."""
+    sampling: Sampling = Sampling()
+    num_seeds: int = 1
+
+    @property
+    def variants(self) -> dict[str, Variant]:
+        """What is run, by the name of its file."""
+        if self.sampling.is_greedy:
+            return {name: Variant(method) for name, method in self.methods.items()}
+        return {
+            f"{name}@{seed}": Variant(method, self.sampling, seed)
+            for name, method in self.methods.items()
+            for seed in range(self.num_seeds)
+        }
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A method, and how its tokens are chosen; every example has random numbers of its own, the same in every run."""
+
+    method: Method | None
+    sampling: Sampling = Sampling()
+    seed: int = 0
+
+    def job(self, example: Example, max_new_tokens: int) -> Job:
+        """What is asked for an example."""
+        drawn = zlib.crc32(f"{self.seed} {example.key}".encode())
+        sampling = self.sampling if self.sampling.is_greedy else replace(self.sampling, seed=drawn)
+        return Job(example.prompt, example.instructions, self.method, max_new_tokens, sampling)
 
 
 @dataclass(frozen=True)
@@ -61,7 +94,7 @@ def run(lm: LM, plan: Plan, *, resume: bool = False, report: Callable[[Progress]
     begin(lm, plan, resume=resume)
     folder = plan.out / plan.task.name
     count = 0
-    for name, method in plan.methods.items():
+    for name, variant in plan.variants.items():
         final, part = folder / file_name(name), folder / file_name(name, is_finished=False)
         if final.exists():
             continue
@@ -70,7 +103,7 @@ def run(lm: LM, plan: Plan, *, resume: bool = False, report: Callable[[Progress]
         with journal.kept(part):
             journal.rewrite(part, done.values())
             with part.open("a", encoding="utf-8") as file:
-                for record in _all_turns(lm, plan, method, done, clock):
+                for record in _all_turns(lm, plan, variant, done, clock):
                     count += int(record.get("generated_tokens", 0))
                     file.write(journal.line(record))
                     file.flush()
@@ -83,13 +116,11 @@ def run(lm: LM, plan: Plan, *, resume: bool = False, report: Callable[[Progress]
 Records = dict[str, dict[str, Any]]
 
 
-def _all_turns(
-    lm: LM, plan: Plan, method: Method | None, done: Records, clock: times.Stopwatch
-) -> Iterator[dict[str, Any]]:
+def _all_turns(lm: LM, plan: Plan, variant: Variant, done: Records, clock: times.Stopwatch) -> Iterator[dict[str, Any]]:
     """The records that `done` lacks, each put there too: all first turns, then those that their answers lead to."""
     turn = list(plan.examples)
     while turn:
-        for record in _answers(lm, plan, method, [example for example in turn if example.key not in done], clock):
+        for record in _answers(lm, plan, variant, [example for example in turn if example.key not in done], clock):
             done[record["key"]] = record
             yield record
         followers = []
@@ -116,14 +147,14 @@ def _in_data_order(plan: Plan, done: Records) -> Iterator[dict[str, Any]]:
 
 
 def _answers(
-    lm: LM, plan: Plan, method: Method | None, examples: Sequence[Example], clock: times.Stopwatch
+    lm: LM, plan: Plan, variant: Variant, examples: Sequence[Example], clock: times.Stopwatch
 ) -> Iterator[dict[str, Any]]:
     """A record for each example, as they are done; first those that cannot be asked at all."""
     jobs: list[Job] = []
     asked: list[Example] = []
     for example in examples:
         try:
-            job = _job(lm, plan, method, example)
+            job = _job(lm, plan, variant, example)
             lm.request(job)
         except HeedfulError as error:
             yield _failed(plan.task, example, str(error))
@@ -135,13 +166,13 @@ def _answers(
             yield _record(lm, plan.task, asked[event.index], event.result)
 
 
-def _job(lm: LM, plan: Plan, method: Method | None, example: Example) -> Job:
+def _job(lm: LM, plan: Plan, variant: Variant, example: Example) -> Job:
     """As many new tokens as the task allows and the context leaves."""
     limit = min(example.max_new_tokens, plan.max_new_tokens or example.max_new_tokens)
     if lm.engine.context_length is not None:
         left = lm.engine.context_length - len(lm.encode(example.prompt, example.instructions).token_ids)
         limit = max(1, min(limit, left))
-    return Job(example.prompt, example.instructions, method, limit)
+    return variant.job(example, limit)
 
 
 def _record(lm: LM, task: Task, example: Example, result: Result) -> dict[str, Any]:
@@ -195,7 +226,8 @@ def header(lm: LM, plan: Plan) -> dict[str, Any]:
             "primary": plan.task.primary,
             "model": asdict(lm.engine.shape),
             "dtype": str(lm.model.dtype),
-            "methods": {name: m.describe() if m else {"name": "none"} for name, m in plan.methods.items()},
+            "methods": {name: _described(variant.method) for name, variant in plan.variants.items()},
+            "sampling": asdict(plan.sampling),
             "keys": [example.key for example in plan.examples],
             "prompts": {example.key: _digest(example) for example in plan.examples},
             "left_out": dict(plan.left_out),
@@ -207,6 +239,10 @@ def header(lm: LM, plan: Plan) -> dict[str, Any]:
         "hardware": _hardware(lm),
         "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
+
+
+def _described(method: Method | None) -> dict[str, Any]:
+    return method.describe() if method is not None else {"name": "none"}
 
 
 def _digest(example: Example) -> str:

@@ -16,6 +16,9 @@ LEVEL = 0.05
 SPECIAL = re.compile(r"[\\`*\[\]<>|~&$]|(?<![^\W_])_|_(?![^\W_])")
 
 
+SEED = re.compile(r"@\d+$|(=random):\d+")
+
+
 @dataclass(frozen=True)
 class Versus:
     """One entry against another on the prompts that both answered, its p-value corrected for those beside it."""
@@ -91,11 +94,11 @@ def other_differences(pairs: Sequence[tuple[Entry, Entry]], metrics: Sequence[st
 
 
 def seeds(comparison: Comparison) -> str:
-    """Mean and standard deviation over seeds, of methods that ran as `name@seed` with more than one."""
+    """Mean and standard deviation over seeds: of methods that ran as `name@seed`, and of random rankings and spans."""
     by_name: dict[str, list[dict[str, Mean]]] = {}
     for label, entry in comparison.entries.items():
-        name, at, seed = entry.method.rpartition("@")
-        if at and seed.isdecimal():
+        name = SEED.sub(r"\1", entry.method)
+        if name != entry.method:
             by_name.setdefault(label.replace(entry.method, name, 1), []).append(comparison.scores[label])
     several = {name: found for name, found in by_name.items() if len(found) > 1}
     rows = []
