@@ -64,12 +64,18 @@ def parse_method(text: str, more: dict[str, Any] | None = None) -> Method | None
 
     Values are JSON, or plain text; `more` are options besides. Raises `OptionError` for an unknown name or option.
     """
+    name, options = read_spec(text)
+    return method_by_name(name, {**(more or {}), **options})
+
+
+def read_spec(text: str) -> tuple[str, dict[str, Any]]:
+    """Name and options that `text` spells, unchecked; nothing is opened or built."""
     name, *pairs = re.split(r":(?=[a-z_]+=)", text)  # a value may hold a colon: ranking=random:1
-    options = dict(more or {})
+    options = {}
     for pair in pairs:
         key, _, value = pair.partition("=")
         options[key] = _value(value)
-    return method_by_name(name, options)
+    return name, options
 
 
 def parse_methods(text: str) -> dict[str, Method | None]:

@@ -18,6 +18,7 @@ from heedful.errors import OptionError, SpanError
 _TAG = re.compile(r"<(?P<slash>/?)heed(?=[\s/>]|\Z)(?P<attributes>[^<>]*)(?P<end>>?)", re.IGNORECASE)
 _WEIGHT = re.compile(r"""weight\s*=\s*(?:"([^"]*)"|'([^']*)'|([^\s"'=/]+))""", re.IGNORECASE)
 _LONGEST_COMPARED = 120  # characters of a needle that `nearest` looks at
+_LONGEST_SEARCHED = 50_000  # characters of a text that it looks through: a refusal must not take seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,8 +105,9 @@ def find_substring(text: str, needle: str) -> list[tuple[int, int]]:
 def nearest(text: str, needle: str) -> str:
     """The passage of `text` that is most like `needle`: about as long, in whole words; empty only if `text` is blank.
 
-    Case is ignored. A long needle is compared by its beginning, so the time is linear in the length of `text`.
+    Case is ignored. A long needle is compared by its beginning, and a long text is searched in its beginning.
     """
+    text = text[:_LONGEST_SEARCHED]
     needle = needle.strip()[:_LONGEST_COMPARED].rstrip()
     size = max(len(needle), 1)
     last = max(len(text) - size, 0)
