@@ -72,7 +72,6 @@ def serve(app: Any, engine: Engine, bound: socket.socket, grace_seconds: float, 
             Server(app, engine, grace_seconds).run(sockets=[bound])
     finally:
         engine.stop()
-        bound.close()
 
 
 @contextmanager
