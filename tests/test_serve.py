@@ -339,6 +339,7 @@ def test_operation(server: Running, client: openai.OpenAI) -> None:
     assert http.get("/ready").json() == {"ready": True}
     assert set(http.get("/openapi.json").json()["paths"]) >= {CHAT, TEXT, "/v1/models", "/health", "/ready", "/metrics"}
     assert http.get("/docs").status_code == 200
+    assert "422" not in http.get("/openapi.json").text
 
 
 def metric(http: httpx.Client, name: str) -> float:
@@ -352,6 +353,8 @@ def test_keys(tiny: heedful.LM, capfd: Any) -> None:
         with pytest.raises(openai.AuthenticationError):
             here.client(api_key="first-ke").models.list()
         http = here.http()
+        behind_a_proxy = {"Host": "llm.example", "Authorization": "Bearer first-key"}
+        assert http.get("/v1/models", headers=behind_a_proxy).status_code == 200
         assert http.get("/health").status_code == http.get("/ready").status_code == 200
         for path in ("/metrics", "/v1/models", "/docs", "/openapi.json", "/nowhere"):
             assert http.get(path).status_code == 401, path

@@ -16,8 +16,8 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -65,7 +65,7 @@ class Server:
         """One answer at once."""
         return await self.http.post(CHAT, json={"model": self.model, **body})
 
-    async def tokens(self, body: dict[str, Any]) -> AsyncIterator[float]:
+    async def tokens(self, body: dict[str, Any]) -> AsyncGenerator[float, None]:
         """The time of each chunk of a stream."""
         whole_body = {"model": self.model, "stream": True, **body}
         async with self.http.stream("POST", CHAT, json=whole_body) as reply:
@@ -201,15 +201,18 @@ async def throughput(server: Server, settings: Settings, tally: Tally) -> None:
 
 async def stall(server: Server, settings: Settings, tally: Tally) -> None:
     """How long a running stream waits for its next token while the longest prompt is read, and while none is."""
-    body = {**request(1, 0), "max_tokens": 200, "logprobs": True}
+    body = {**request(1, 0), "max_tokens": 400, "logprobs": True}
     long_prompt = {"messages": [{"role": "user", "content": "one two " * (settings.max_context // 3)}], "max_tokens": 1}
     reading: asyncio.Task[httpx.Response] | None = None
     times: list[float] = []
-    async for at in server.tokens(body):
-        times.append(at)
-        if len(times) == 20:
-            reading = asyncio.create_task(server.ask(long_prompt))
-            begun = at
+    async with aclosing(server.tokens(body)) as stream:
+        async for at in stream:
+            times.append(at)
+            if reading is not None and reading.done():
+                break
+            if len(times) == 20:
+                reading = asyncio.create_task(server.ask(long_prompt))
+                begun = at
     assert reading is not None
     assert (await reading).status_code == 200
     quiet = [b - a for a, b in pairwise(times) if b <= begun]
@@ -220,7 +223,7 @@ async def stall(server: Server, settings: Settings, tally: Tally) -> None:
 
 async def mixed(server: Server, settings: Settings, tally: Tally) -> None:
     """Many clients with requests of every kind, each answer held against the one that it gets alone."""
-    kinds = [request(number, settings.tokens) for number in range(24)]
+    kinds = [request(number, settings.tokens) for number in range(min(24, settings.clients))]
     alone = [text_of(await server.ask(kind)) for kind in kinds]
     found: Counter[str] = Counter()
     memory = [resident(server)]

@@ -22,7 +22,9 @@ def serve(
     method: Annotated[str, typer.Option(help=f"For requests that name none. {options.METHOD}")] = "directer",
     max_batch: Annotated[int, typer.Option(min=1, help="Answers at a time.")] = 16,
     max_queue: Annotated[int, typer.Option(min=0, help="Requests that may wait; more are refused (429).")] = 64,
-    max_context: Annotated[int | None, typer.Option(min=1, help="Tokens of prompt and answer; else by memory.")] = None,
+    max_context: Annotated[
+        int | None, typer.Option(min=1, help="Tokens of prompt and answer; else ≤ 4096, by memory.")
+    ] = None,
     max_tokens: Annotated[int, typer.Option(help="Tokens of the longest answer.")] = 2048,
     max_body: Annotated[int, typer.Option(help="Bytes of the largest request.")] = 1 << 20,
     time_limit: Annotated[float, typer.Option(help="Seconds for one request, waiting included.")] = 600.0,

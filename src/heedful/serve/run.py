@@ -26,6 +26,7 @@ class Server(uvicorn.Server):
             log_level="warning",
             access_log=False,
             server_header=False,
+            ws="none",
             timeout_graceful_shutdown=int(grace_seconds) + BACKSTOP_SECONDS,
         )
         super().__init__(config)

@@ -44,6 +44,7 @@ IN_MESSAGES: dict[str, tuple[Any, ...]] = {
     "tool_call_id": (),
     "tool_calls": ([],),
 }
+StopText = Annotated[str, Field(min_length=1, max_length=256)]
 
 
 def _without_nothing(values: Any, known: dict[str, tuple[Any, ...]]) -> Any:
@@ -132,7 +133,7 @@ class _Request(_Strict):
     temperature: float = Field(0.0, ge=0, le=2, description="0, the default, is greedy.")
     top_p: float = Field(1.0, gt=0, le=1)
     seed: int | None = Field(None, ge=0, lt=2**63, description="The same seed gives the same text, whoever else asks.")
-    stop: str | Annotated[list[str], Field(max_length=16)] | None = None
+    stop: StopText | Annotated[list[StopText], Field(max_length=16)] | None = None
     n: int = Field(1, ge=1, le=128)
     stream: bool = False
     stream_options: StreamOptions | None = None
@@ -150,8 +151,6 @@ class _Request(_Strict):
             raise _wrong("stream_options needs stream: true")
         if self.wants_trace and self.n > 1:
             raise _wrong(f"heedful.trace needs n: 1; got {self.n}")
-        if "" in self.stops:
-            raise _wrong("a stop string is empty")
         return self
 
     @property
