@@ -100,7 +100,7 @@ async def _by_status(request: Request, error: Exception) -> JSONResponse:
 
 async def _invalid(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
-    # A field that may be one thing or another is complained of twice: what stands deepest and is no mere type tells most.
+    # A field that may be one thing or another is complained of twice; what stands deepest tells most.
     first = min(error.errors(), key=lambda one: (-len(one["loc"]), VAGUE.get(one["type"], 0)))
     where = _path(first["loc"], error.body, is_missing=first["type"] == "missing")
     if first["type"] == "json_invalid":

@@ -44,6 +44,7 @@ IN_MESSAGES: dict[str, tuple[Any, ...]] = {
     "tool_call_id": (),
     "tool_calls": ([],),
 }
+Texts = Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1, max_length=64)]
 StopText = Annotated[str, Field(min_length=1, max_length=256)]
 
 
@@ -78,11 +79,8 @@ class _Optional(_Strict):
 class Heedful(_Optional):
     """How a request is steered; all of it may be left out."""
 
-    instructions: list[Annotated[str, Field(min_length=1)]] | Literal["system", "user", "assistant"] | None = Field(
-        None,
-        description="Exact texts to heed, wherever they stand, or a role whose messages are heeded whole.",
-        min_length=1,
-        max_length=64,
+    instructions: Texts | Literal["system", "user", "assistant"] | None = Field(
+        None, description="Exact texts to heed, wherever they stand, or a role whose messages are heeded whole."
     )
     method: str | None = Field(
         None, max_length=1000, description="A method and its options, as in `directer` or `spotlight:target=0.3`."
