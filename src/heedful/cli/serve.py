@@ -30,8 +30,8 @@ def serve(
     time_limit: Annotated[float, typer.Option(help="Seconds for one request, waiting included.")] = 600.0,
     grace: Annotated[float, typer.Option(help="Seconds for what runs at shutdown.")] = 30.0,
     prefill_chunk: Annotated[
-        int, typer.Option(min=1, help="Prompt tokens read between two steps of the others.")
-    ] = 512,
+        int | None, typer.Option(min=1, help="Prompt tokens read in one step; else 128 on a CPU, 1024 on a GPU.")
+    ] = None,
     reuse_prefixes: Annotated[bool, typer.Option(help="Do not read again what a slot still holds.")] = True,
     device: options.Device = "cpu",
     dtype: options.Dtype = "auto",

@@ -26,6 +26,7 @@ from heedful.spans import TokenSpan
 
 FAILURES_IN_A_ROW = 3
 LONGEST_RETRY_AFTER = 60
+PREFILL_TOKENS = {True: 128, False: 1024}  # on a CPU, elsewhere
 
 log = logging.getLogger("heedful.serve")
 Message: TypeAlias = "Token | BaseException"
@@ -33,11 +34,14 @@ Message: TypeAlias = "Token | BaseException"
 
 @dataclass(frozen=True)
 class Limits:
-    """`max_running` answers at a time, `max_queue` more that wait; see `Decoder` for the rest."""
+    """`max_running` answers at a time, `max_queue` more that wait; see `Decoder` for the rest.
+
+    `prefill_tokens` None: as many as a step can read in a small part of a second, by the device.
+    """
 
     max_running: int = 16
     max_queue: int = 64
-    prefill_tokens: int = 512
+    prefill_tokens: int | None = None
     reuses_prefixes: bool = True
 
 
@@ -89,7 +93,7 @@ class TransformersEngine:
             storage.num_slots,
             storage.capacity,
             limits.max_running,
-            prefill_tokens=limits.prefill_tokens,
+            prefill_tokens=limits.prefill_tokens or PREFILL_TOKENS[lm.engine.device.type == "cpu"],
             reuses_prefixes=limits.reuses_prefixes,
         )
         self._wake = threading.Condition()
