@@ -29,7 +29,7 @@ class Request:
 
     `positions`, `weights`: the instruction span's token positions and a weight each. `recipe` None: plain decoding.
     `process(token_ids, logits (vocab,)) → logits`: logits processors that are no sampling filters; they act on raw and
-    steered logits alike, before the gate.
+    steered logits alike, before the gate. `num_top`: how many of the likeliest tokens each `Emitted` tells.
     """
 
     token_ids: tuple[int, ...]
@@ -40,6 +40,7 @@ class Request:
     sampling: Drawing = Sampling()
     eos_ids: frozenset[int] = frozenset()
     process: Process | None = None
+    num_top: int = 0
 
     @property
     def num_slots(self) -> int:
@@ -49,11 +50,15 @@ class Request:
 
 @dataclass(frozen=True)
 class Emitted:
-    """One token of one sequence; `finish_reason` with its last."""
+    """One token of one sequence; `finish_reason` with its last.
+
+    `top`: the likeliest tokens and their log-probabilities, as many as asked for, under the distribution of `step`.
+    """
 
     answer: Answer
     step: Step
     finish_reason: FinishReason | None
+    top: tuple[tuple[int, float], ...] = ()
 
 
 @dataclass(eq=False)
@@ -72,6 +77,8 @@ class Answer:
     log_total: float = 0.0
     top: list[tuple[int, float]] = field(default_factory=list)
     random: torch.Generator | None = None
+    num_reused: int = 0
+    """Prompt tokens whose keys its slot held already."""
     twin: Answer | None = None
     """The same answer after a prompt without its instruction, in a slot of its own, where logits are contrasted."""
     leader: Answer | None = None
@@ -91,6 +98,14 @@ class Answer:
     def is_steered_always(self) -> bool:
         """Whether what is kept of every token is its steered row."""
         return self.is_ungated and self.twin is None
+
+    @property
+    def num_raw(self) -> int:
+        """How many of its first tokens are stored raw, if they are stored at all."""
+        if not self.is_steered_always:
+            return len(self.token_ids)
+        assert self.request.recipe is not None
+        return 0 if self.request.recipe.steers_prefill else len(self.request.token_ids) - 1
 
     @property
     def is_settled(self) -> bool:

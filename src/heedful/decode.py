@@ -15,6 +15,7 @@ from heedful import ranking
 from heedful.answer import Answer, Emitted, FinishReason, Plan, Request, Work, capacity_for
 from heedful.engine import Chunk, Edit, Engine, Result, Row, Slots
 from heedful.errors import ContextLengthError, OptionError
+from heedful.held import Held
 from heedful.recipe import Contrast, Recipe
 from heedful.sampling import draw
 from heedful.trace import Decision, Step
@@ -26,9 +27,24 @@ PREFILL_TOKENS = 2048
 class Decoder:
     """Continuous batching over slots: `submit` requests at any time, call `step` until `is_idle`."""
 
-    def __init__(self, engine: Engine, num_slots: int, capacity: int, max_running: int | None = None) -> None:
-        """`max_running`: answers at a time, where that is less than what the slots would hold."""
+    def __init__(
+        self,
+        engine: Engine,
+        num_slots: int,
+        capacity: int,
+        max_running: int | None = None,
+        prefill_tokens: int = PREFILL_TOKENS,
+        reuses_prefixes: bool = False,
+    ) -> None:
+        """`max_running`: answers at a time, where that is less than what the slots would hold.
+
+        `prefill_tokens`: prompt tokens a step reads at most; whoever is decoding waits for no more than that. (A
+        pooled SpotLight reads 2,048 all the same: its pieces may not depend on the decoder.)
+        `reuses_prefixes`: a prompt that begins as what a free slot still holds is not read again so far.
+        """
         self.engine = engine
+        self.prefill_tokens = prefill_tokens
+        self._held = Held(num_slots) if reuses_prefixes else None
         self.max_running = num_slots if max_running is None else max_running
         self.slots: Slots = engine.slots(num_slots, capacity)
         self._free = list(range(num_slots))
@@ -40,13 +56,36 @@ class Decoder:
         """Whether nothing waits and nothing runs."""
         return not self._waiting and not self._running
 
-    def submit(self, request: Request) -> Answer:
-        """Queues a request. Raises `ContextLengthError` where no slot could hold it."""
+    def has_room(self, request: Request) -> bool:
+        """Whether the next step would start `request`, were it submitted now."""
+        ahead = sum(sequence.request.num_slots for sequence in self._waiting)
+        running = self.num_running + len(self._waiting)
+        return running < self.max_running and len(self._free) >= ahead + request.num_slots
+
+    @property
+    def num_running(self) -> int:
+        """Answers in slots."""
+        return sum(sequence.leader is None for sequence in self._running)
+
+    def reset(self) -> None:
+        """Forgets all that runs and waits; every slot is free. For a decoder whose `step` has raised."""
+        self._waiting.clear()
+        self._running.clear()
+        self._free = list(range(self.slots.num_slots))
+        if self._held is not None:
+            self._held = Held(self.slots.num_slots)
+
+    def check(self, request: Request) -> None:
+        """Raises `ContextLengthError` where no slot could hold the request, `OptionError` where it needs too many."""
         need = capacity_for(request, self.engine.num_layers)
         if need > self.slots.capacity:
             raise ContextLengthError(f"the request needs {need} cached tokens, a slot holds {self.slots.capacity}")
         if request.num_slots > self.slots.num_slots:
             raise OptionError(f"the method needs {request.num_slots} slots, the decoder has {self.slots.num_slots}")
+
+    def submit(self, request: Request) -> Answer:
+        """Queues a request. Raises what `check` does."""
+        self.check(request)
         sequence = Answer(request, token_ids=list(request.token_ids))
         sequence.stats.prompt_tokens = len(request.token_ids)
         if request.recipe is not None and request.recipe.contrast is not None:
@@ -71,6 +110,9 @@ class Decoder:
                 if member is not None:
                     self._running.remove(member)
                     self._free.append(member.slot)
+                    if self._held is not None:
+                        stored = min(member.num_raw, self.slots.lengths[member.slot])
+                        self._held.keep(member.slot, member.token_ids[:stored])
             self._free.sort()
         elif sequence in self._waiting:
             self._waiting.remove(sequence)
@@ -102,7 +144,7 @@ class Decoder:
 
     def _admit(self) -> None:
         while self._waiting and len(self._free) >= self._waiting[0].request.num_slots:
-            if sum(sequence.leader is None for sequence in self._running) >= self.max_running:
+            if self.num_running >= self.max_running:
                 return
             sequence = self._waiting.popleft()
             for member in (sequence, sequence.twin):
@@ -111,15 +153,20 @@ class Decoder:
 
     def _open(self, sequence: Answer) -> None:
         request = sequence.request
-        sequence.slot = self._free.pop(0)
-        self.slots.open(sequence.slot, len(request.token_ids), request.positions, request.weights)
+        sequence.slot = self._free[0]
+        if self._held is not None:
+            wanted = request.token_ids[: min(sequence.num_raw, len(request.token_ids) - 1)]
+            sequence.slot, sequence.num_reused = self._held.best(self._free, wanted)
+        self._free.remove(sequence.slot)
+        prompt, kept = len(request.token_ids), sequence.num_reused
+        self.slots.open(sequence.slot, prompt, request.positions, request.weights, kept)
         if not request.sampling.is_greedy:
             sequence.random = request.sampling.generator()
         self._running.append(sequence)
 
     def _plan(self) -> Plan:
         plan = Plan()
-        budget = PREFILL_TOKENS
+        budget = self.prefill_tokens
         for sequence in self._running:
             if sequence.stage == "prefill":
                 budget -= self._plan_prefill(plan, sequence, budget)
@@ -143,7 +190,7 @@ class Decoder:
         if steerer is not None and steerer.is_pooled:
             # What is pooled over must not depend on who else is prefilled: cut by the prompt's own length only.
             take = min(stop - start, PREFILL_TOKENS)
-            if take > budget and budget < PREFILL_TOKENS:
+            if take > budget and budget < self.prefill_tokens:
                 return 0
         is_last = start + take == stop
         if recipe is not None and steerer is not None and not sequence.edits:
@@ -380,4 +427,11 @@ class Decoder:
             sequence.finish_reason = "length"
         if sequence.finish_reason is not None:
             self._release(sequence)
-        emitted.append(Emitted(sequence, step, sequence.finish_reason))
+        emitted.append(Emitted(sequence, step, sequence.finish_reason, self._likeliest(sequence)))
+
+    def _likeliest(self, sequence: Answer) -> tuple[tuple[int, float], ...]:
+        count = min(sequence.request.num_top, sequence.raw.shape[-1])
+        if not count:
+            return ()
+        values, tokens = sequence.raw.topk(count)
+        return tuple(zip(tokens.tolist(), (values - sequence.log_total).tolist(), strict=True))

@@ -19,6 +19,7 @@ from heedful.models import resolve
 from heedful.prompt import EncodedPrompt, Instructions, Messages, encode
 from heedful.recipe import Method, recipe_of
 from heedful.sampling import Sampling
+from heedful.spans import TokenSpan
 from heedful.text import TextStream
 from heedful.trace import Stats, Step, Trace
 
@@ -133,6 +134,32 @@ class LM:
         """What the decoder is asked for a job. Raises the `HeedfulError` that generating it would."""
         return _Answering(self, 0, job).request
 
+    def request_for(
+        self,
+        token_ids: tuple[int, ...],
+        span: TokenSpan,
+        *,
+        method: Method | None,
+        max_new_tokens: int | None = None,
+        sampling: Sampling = Sampling(),  # noqa: B008 (frozen)
+    ) -> Request:
+        """What the decoder is asked for tokens of which `span` is to be heeded. Raises what `request` does."""
+        recipe = recipe_of(method)
+        positions: tuple[int, ...] = ()
+        weights: tuple[float, ...] = ()
+        if recipe is not None:
+            recipe.check(self.engine.shape)
+            positions, weights = recipe.span(span.positions, span.weights, len(token_ids))
+        return Request(
+            token_ids=token_ids,
+            max_new_tokens=room(len(token_ids), max_new_tokens, self.engine.context_length),
+            recipe=recipe,
+            positions=positions,
+            weights=weights,
+            sampling=sampling,
+            eos_ids=self.eos_ids(),
+        )
+
     def _run(self, answers: list[_Answering], num_slots: int) -> Iterator[Event]:
         if not answers:
             return
@@ -169,26 +196,16 @@ class _Answering:
             )
         if any(not isinstance(stop, str) or not stop for stop in job.stop) or isinstance(job.stop, str):
             raise OptionError(f"stop must be a list of non-empty strings; got {job.stop!r}")
-        self.request = self._request(lm, job)
+        self.request = lm.request_for(
+            self.encoded.token_ids,
+            self.encoded.span,
+            method=job.method,
+            max_new_tokens=job.max_new_tokens,
+            sampling=job.sampling,
+        )
         self._tokenizer = lm.tokenizer
         self._text = TextStream(lm.tokenizer, job.stop)
         self._steps: list[Step] = []
-
-    def _request(self, lm: LM, job: Job) -> Request:
-        recipe = recipe_of(job.method)
-        positions, weights = self.encoded.span.positions, self.encoded.span.weights
-        if recipe is not None:
-            recipe.check(lm.engine.shape)
-            positions, weights = recipe.span(positions, weights, len(self.encoded.token_ids))
-        return Request(
-            token_ids=self.encoded.token_ids,
-            max_new_tokens=room(len(self.encoded.token_ids), job.max_new_tokens, lm.engine.context_length),
-            recipe=recipe,
-            positions=positions if recipe is not None else (),
-            weights=weights if recipe is not None else (),
-            sampling=job.sampling,
-            eos_ids=lm.eos_ids(),
-        )
 
     def take(self, emitted: Emitted, decoder: Decoder) -> Event:
         """The event of one emitted token; ends the answer where a stop string is complete."""
@@ -205,20 +222,9 @@ class _Answering:
         method = self.job.method.describe() if self.job.method is not None else {"name": "none"}
         trace = Trace(tuple(self._steps), emitted.answer.ranking, method)
         ids = tuple(step.token_id for step in self._steps)
-        stats = self._stats(emitted)
+        stats = emitted.answer.stats.over(self._steps)  # less what was settled behind a stop string
         self.result = Result(self._text.text, ids, reason, stats, trace)
         return Event(self.index, text, step, self.result)
-
-    def _stats(self, emitted: Emitted) -> Stats:
-        """The decoder's stats, less the tokens that it settled behind a stop string."""
-        stats = emitted.answer.stats
-        counted = Stats(**{**asdict(stats), **dict.fromkeys(COUNTED, 0)})
-        for step in self._steps:
-            counted.count(step)
-        return counted
-
-
-COUNTED = ("generated_tokens", "gated", "accepted", "rejected", "changed")
 
 
 def room(prompt_tokens: int, wanted: int | None, context: int | None) -> int:

@@ -71,14 +71,18 @@ def parse_method(text: str, more: dict[str, Any] | None = None) -> Method | None
     Values are JSON, or plain text; `more` are options besides. `@FILE` is the method of a settings file, as
     `heedful tune` writes it. Raises `OptionError` for an unknown name or option, or a file that is none.
     """
-    if text.startswith("@"):
-        text = _from_settings(Path(text[1:]))
+    name, options = read_spec(from_settings(text))
+    return method_by_name(name, {**(more or {}), **options})
+
+
+def read_spec(text: str) -> tuple[str, dict[str, Any]]:
+    """Name and options that `text` spells, unchecked; nothing is opened or built."""
     name, *pairs = re.split(r":(?=[a-z_]+=)", text)  # a value may hold a colon: ranking=random:1
-    options = dict(more or {})
+    options = {}
     for pair in pairs:
         key, _, value = pair.partition("=")
         options[key] = _value(value)
-    return method_by_name(name, options)
+    return name, options
 
 
 def parse_methods(text: str) -> dict[str, Method | None]:
@@ -90,7 +94,11 @@ def parse_methods(text: str) -> dict[str, Method | None]:
     return named
 
 
-def _from_settings(path: Path) -> str:
+def from_settings(text: str) -> str:
+    """What the settings file spells where `text` is `@FILE`, else `text`. Raises `OptionError` where that is none."""
+    if not text.startswith("@"):
+        return text
+    path = Path(text[1:])
     try:
         found = json.loads(path.read_text(encoding="utf-8"))["method"]
     except (OSError, ValueError, KeyError, TypeError) as error:

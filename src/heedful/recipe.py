@@ -195,5 +195,5 @@ def check_ranking(ranking: Ranking) -> None:
             raise OptionError(f"unknown ranking {ranking!r}; known: {', '.join(RANKINGS)}, or a list of layer indices")
     elif not isinstance(ranking, (tuple, list)):
         raise OptionError(f"ranking must be a name ({', '.join(RANKINGS)}) or a list of layers; got {ranking!r}")
-    elif not ranking or len(set(ranking)) != len(ranking) or any(not isinstance(i, int) or i < 0 for i in ranking):
+    elif not ranking or any(not isinstance(i, int) or i < 0 for i in ranking) or len(set(ranking)) != len(ranking):
         raise OptionError(f"a fixed ranking must list distinct layer indices of at least 0; got {list(ranking)}")

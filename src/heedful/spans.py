@@ -18,6 +18,7 @@ from heedful.errors import OptionError, SpanError
 _TAG = re.compile(r"<(?P<slash>/?)heed(?=[\s/>]|\Z)(?P<attributes>[^<>]*)(?P<end>>?)", re.IGNORECASE)
 _WEIGHT = re.compile(r"""weight\s*=\s*(?:"([^"]*)"|'([^']*)'|([^\s"'=/]+))""", re.IGNORECASE)
 _LONGEST_COMPARED = 120  # characters of a needle that `nearest` looks at
+_MOST_PLACES = 50_000  # in a text where it looks first: a refusal must not take long
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +117,7 @@ def nearest(text: str, needle: str) -> str:
         matcher.set_seq1(text[start : start + size].lower())
         return matcher.quick_ratio() if quick else matcher.ratio()
 
-    stride = max(size // 4, 1)
+    stride = max(size // 4, len(text) // _MOST_PLACES, 1)
     rough = heapq.nlargest(3, (*range(0, last, stride), last), key=lambda start: likeness(start, quick=True))
     close = {min(max(start + step, 0), last) for start in rough for step in range(-stride, stride + 1)}
     best = max(sorted(close), key=likeness)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal
 
 from heedful.errors import OptionError
@@ -58,6 +59,13 @@ class Stats:
     def seconds(self) -> float:
         """Seconds of all its forwards, and of ranking."""
         return self.prefill_seconds + self.ranking_seconds + self.decode_seconds
+
+    def over(self, steps: Sequence[Step]) -> Stats:
+        """These times and passes with the counts of `steps` alone, where more were settled than are shown."""
+        counted = replace(self, generated_tokens=0, gated=0, accepted=0, rejected=0, changed=0)
+        for step in steps:
+            counted.count(step)
+        return counted
 
     def count(self, step: Step) -> None:
         """Adds one step."""

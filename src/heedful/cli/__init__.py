@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from heedful.cli import ablation, bench, compare, evaluate, generate, harness, models, profile, spans, tune
+from heedful.cli import ablation, bench, compare, evaluate, generate, harness, models, profile, serve, spans, tune
 from heedful.errors import HeedfulError
 
 # torchao, where it is installed, complains at import of kernels that this machine cannot have.
@@ -26,6 +26,7 @@ app.command("generate")(generate.generate)
 app.command("compare")(compare.command)
 app.command("spans")(spans.spans)
 app.command("tune")(tune.command)
+app.command("serve")(serve.serve)
 app.add_typer(models.app, name="models")
 evaluate.app.command("ablation")(ablation.command)
 evaluate.app.command("lm-eval")(harness.lm_eval)

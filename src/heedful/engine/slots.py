@@ -55,9 +55,14 @@ class Slots:
         """Bytes of key and value storage."""
         return sum(block.numel() * block.element_size() for block in self._blocks)
 
-    def open(self, slot: int, num_tokens: int, positions: Sequence[int], weights: Sequence[float]) -> None:
-        """Empties `slot` for a new prompt of `num_tokens` tokens whose span is `positions`, with a weight each."""
-        self.lengths[slot], self.prompts[slot] = 0, num_tokens
+    def open(
+        self, slot: int, num_tokens: int, positions: Sequence[int], weights: Sequence[float], kept: int = 0
+    ) -> None:
+        """Makes `slot` ready for a prompt of `num_tokens` tokens whose span is `positions`, with a weight each.
+
+        It is empty then, but for the first `kept` tokens that it holds.
+        """
+        self.lengths[slot], self.prompts[slot] = kept, num_tokens
         self.set_span(slot, positions, weights)
 
     def set_span(self, slot: int, positions: Sequence[int], weights: Sequence[float]) -> None:

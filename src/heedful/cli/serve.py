@@ -1,0 +1,62 @@
+"""`heedful serve`: an OpenAI-compatible server."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from heedful.cli import options
+from heedful.errors import OptionError
+
+
+def serve(
+    model: options.Model = None,
+    host: Annotated[str, typer.Option(help="Where to listen; other machines reach only other hosts.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes any that is free.")] = 8000,
+    api_key_file: Annotated[Path | None, typer.Option(help="Keys that are let in, one a line.")] = None,
+    insecure: Annotated[bool, typer.Option("--insecure", help="Let other machines in without a key.")] = False,
+    heed: Annotated[str, typer.Option(help="tags, or system: system and developer messages too.")] = "tags",
+    method: Annotated[str, typer.Option(help=f"For requests that name none. {options.METHOD}")] = "directer",
+    max_batch: Annotated[int, typer.Option(min=1, help="Answers at a time.")] = 16,
+    max_queue: Annotated[int, typer.Option(min=0, help="Requests that may wait; more are refused (429).")] = 64,
+    max_context: Annotated[
+        int | None, typer.Option(min=1, help="Tokens of prompt and answer; else ≤ 4096, by memory.")
+    ] = None,
+    max_tokens: Annotated[int, typer.Option(help="Tokens of the longest answer.")] = 2048,
+    max_body: Annotated[int, typer.Option(help="Bytes of the largest request.")] = 1 << 20,
+    time_limit: Annotated[float, typer.Option(help="Seconds for one request, waiting included.")] = 600.0,
+    grace: Annotated[float, typer.Option(help="Seconds for what runs at shutdown.")] = 30.0,
+    prefill_chunk: Annotated[
+        int | None, typer.Option(min=1, help="Prompt tokens read in one step; else 128 on a CPU, 1024 on a GPU.")
+    ] = None,
+    reuse_prefixes: Annotated[bool, typer.Option(help="Do not read again what a slot still holds.")] = True,
+    device: options.Device = "cpu",
+    dtype: options.Dtype = "auto",
+) -> None:
+    """Serve a model over OpenAI's API, on this machine alone unless told otherwise."""
+    try:
+        from heedful.serve import config as settings
+        from heedful.serve import launch, marking, run, worker
+    except ImportError as error:
+        raise OptionError(f"the server needs its extra: pip install 'heedful[serve]' ({error})") from error
+    keys = settings.read_keys(api_key_file)
+    settings.refuse_open_door(host, bool(keys), insecure)
+    config = settings.Config(
+        model_name=model or "default",
+        heed=heed,  # type: ignore[arg-type]
+        method=method,
+        max_tokens=max_tokens,
+        max_choices=max_batch,
+        max_body_bytes=max_body,
+        seconds=time_limit,
+        grace_seconds=grace,
+    )
+    marking.Default.of(method)  # what is wrong with it is better said before the model is loaded
+    with run.listen(host, port) as bound:
+        lm = options.load_quietly(model, device, dtype)
+        config = replace(config, model_name=model or lm.engine.shape.name or config.model_name)
+        limits = worker.Limits(max_batch, max_queue, prefill_chunk, reuse_prefixes)
+        launch.launch(lm, config, limits, keys=keys, bound=bound, max_context=max_context)

@@ -1,0 +1,35 @@
+"""What free slots still hold: tokens whose raw keys and values need not be computed again. Knows no tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+SHORTEST = 16  # tokens; to keep fewer saves nothing
+
+
+class Held:
+    """For each slot the tokens that its first columns hold, and when it was last used."""
+
+    def __init__(self, num_slots: int) -> None:
+        self._tokens: list[tuple[int, ...]] = [()] * num_slots
+        self._used = [0] * num_slots
+        self._clock = 0
+
+    def keep(self, slot: int, tokens: Sequence[int]) -> None:
+        """Notes what `slot` holds as it becomes free."""
+        self._clock += 1
+        self._tokens[slot], self._used[slot] = tuple(tokens), self._clock
+
+    def best(self, free: Sequence[int], tokens: Sequence[int]) -> tuple[int, int]:
+        """The slot of `free` to read `tokens` into, and how many of them it holds: the most, else the oldest slot."""
+        shared = {slot: num_shared(self._tokens[slot], tokens) for slot in free}
+        slot = max(free, key=lambda slot: (shared[slot] if shared[slot] >= SHORTEST else 0, -self._used[slot], -slot))
+        return slot, shared[slot] if shared[slot] >= SHORTEST else 0
+
+
+def num_shared(left: Sequence[int], right: Sequence[int]) -> int:
+    """How many tokens both begin with."""
+    for at, (a, b) in enumerate(zip(left, right, strict=False)):
+        if a != b:
+            return at
+    return min(len(left), len(right))

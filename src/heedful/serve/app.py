@@ -1,0 +1,30 @@
+"""The server as one ASGI application, around an engine that somebody else starts and stops."""
+
+from __future__ import annotations
+
+from fastapi import FastAPI
+
+import heedful
+from heedful.serve.config import Keys
+from heedful.serve.guard import Guard
+from heedful.serve.problems import handle_errors
+from heedful.serve.routes import router
+from heedful.serve.service import Service
+
+ABOUT = "OpenAI's API, with instructions that are heeded: mark them by <heed> tags or by the `heedful` field."
+
+
+def create_app(service: Service, keys: Keys, *, only_local: bool = True) -> FastAPI:
+    """The application. `only_local`: answer to loopback's names only. No CORS: other sites' pages cannot read it."""
+    app = FastAPI(title="Heedful", version=heedful.__version__, description=ABOUT)
+    app.state.service = service
+    app.include_router(router)
+    handle_errors(app)
+    app.add_middleware(
+        Guard,
+        keys=keys,
+        max_body_bytes=service.config.max_body_bytes,
+        only_local=only_local,
+        count=service.metrics.answered,
+    )
+    return app

@@ -1,0 +1,58 @@
+"""A queue in which owners take turns: many requests of one do not keep another waiting. Not thread-safe."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from typing import Generic, TypeVar
+
+Item = TypeVar("Item")
+
+
+class FairQueue(Generic[Item]):
+    """First come, first served within an owner; round robin between owners."""
+
+    def __init__(self) -> None:
+        self._lines: dict[str, deque[Item]] = {}  # in the order of their turns
+
+    def __len__(self) -> int:
+        return sum(map(len, self._lines.values()))
+
+    def __iter__(self) -> Iterator[Item]:
+        return (item for line in self._lines.values() for item in line)
+
+    def push(self, owner: str, item: Item) -> None:
+        """Puts `item` at the end of its owner's line; a new owner's turn is the last."""
+        self._lines.setdefault(owner, deque()).append(item)
+
+    def peek(self) -> Item:
+        """Whose turn it is. Raises `IndexError` where nobody waits."""
+        for line in self._lines.values():
+            return line[0]
+        raise IndexError("the queue is empty")
+
+    def pop(self) -> Item:
+        """Takes what `peek` shows; its owner's next turn is the last."""
+        item = self.peek()
+        owner = next(iter(self._lines))
+        line = self._lines.pop(owner)
+        line.popleft()
+        if line:
+            self._lines[owner] = line
+        return item
+
+    def remove(self, item: Item) -> bool:
+        """Whether `item` was there; it is no more."""
+        for owner, line in self._lines.items():
+            if item in line:
+                line.remove(item)
+                if not line:
+                    del self._lines[owner]
+                return True
+        return False
+
+    def clear(self) -> list[Item]:
+        """Empties the queue; returns what was in it."""
+        items = list(self)
+        self._lines.clear()
+        return items

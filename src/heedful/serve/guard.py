@@ -1,0 +1,144 @@
+"""What stands before every request: the host asked for, the key, and a body that is neither too big nor too deep.
+
+Plain ASGI, so that a disconnect is seen behind it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Awaitable, Callable, MutableMapping
+from dataclasses import dataclass
+from typing import Any
+
+from starlette.datastructures import Headers
+
+from heedful.serve.config import Keys, is_loopback
+from heedful.serve.problems import RequestError, problem_of
+
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
+
+OPEN = ("/health", "/ready")
+MAX_DEPTH = 32
+BODY_SECONDS = 30.0
+
+# Strings whole, closed or not, so that brackets within them do not count and no character is looked at twice.
+_TOKEN = re.compile(rb'"(?:[^"\\]|\\.)*(?:"|\\?\Z)|[\[{]|[\]}]', re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Guard:
+    """Refuses before anything is parsed. `only_local`: without keys, other host names than loopback's are not meant.
+
+    `count(path, status)` hears of every answer.
+    """
+
+    app: App
+    keys: Keys
+    max_body_bytes: int
+    only_local: bool = True
+    open_paths: tuple[str, ...] = OPEN
+    count: Callable[[str, int], None] = lambda path, status: None
+
+    async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+        """One request."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        send = self._counted(scope["path"], send)
+        try:
+            headers = Headers(scope=scope)
+            self._check_host(headers.get("host", ""))
+            scope["heedful.owner"] = self._owner(scope["path"], headers)
+            body = await self._read(headers, receive)
+            check_depth(body)
+        except RequestError as error:
+            await problem_of(error).response()(scope, receive, send)
+            return
+        except _Gone:
+            return
+        await self.app(scope, _replay(body, receive), send)
+
+    def _counted(self, path: str, send: Send) -> Send:
+        async def counted(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                self.count(path, message["status"])
+            await send(message)
+
+        return counted
+
+    def _check_host(self, host: str) -> None:
+        """Against pages of other sites that let their name point here (DNS rebinding)."""
+        name = host.rpartition(":")[0] if re.search(r":\d*\Z", host) else host
+        if self.only_local and not self.keys and not is_loopback(name):
+            raise RequestError(421, "this server listens on loopback and answers to its names only, as localhost")
+
+    def _owner(self, path: str, headers: Headers) -> str | None:
+        if not self.keys or path in self.open_paths:
+            return None
+        kind, _, key = headers.get("authorization", "").partition(" ")
+        owner = self.keys.owner(key.strip()) if kind.lower() == "bearer" else None
+        if owner is None:
+            raise RequestError(401, "this server needs an API key: Authorization: Bearer KEY", code="invalid_api_key")
+        return owner
+
+    async def _read(self, headers: Headers, receive: Receive) -> bytes:
+        """The body. Raises `RequestError` where it is too long, or does not come."""
+        length = headers.get("content-length", "")
+        if length.isdecimal() and int(length[:20]) > self.max_body_bytes:
+            raise self._too_long(f"{length[:20]} bytes")
+        try:
+            return await asyncio.wait_for(self._collect(receive), BODY_SECONDS)
+        except asyncio.TimeoutError:
+            raise RequestError(408, f"the body did not come within {BODY_SECONDS:g} s") from None
+
+    async def _collect(self, receive: Receive) -> bytes:
+        pieces: list[bytes] = []
+        size = 0
+        while True:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                raise _Gone
+            pieces.append(message.get("body", b""))
+            size += len(pieces[-1])
+            if size > self.max_body_bytes:
+                raise self._too_long(f"more than {self.max_body_bytes} bytes")
+            if not message.get("more_body", False):
+                return b"".join(pieces)
+
+    def _too_long(self, size: str) -> RequestError:
+        return RequestError(
+            413, f"the body has {size}, this server reads at most {self.max_body_bytes}", code="body_too_long"
+        )
+
+
+class _Gone(Exception):
+    """The client left while its body was read."""
+
+
+def check_depth(body: bytes) -> None:
+    """Raises `RequestError` where brackets are nested deeper than any request is."""
+    depth = 0
+    for match in _TOKEN.finditer(body):
+        first = match.group()[:1]
+        if first in (b"[", b"{"):
+            depth += 1
+            if depth > MAX_DEPTH:
+                raise RequestError(400, f"the body is nested deeper than {MAX_DEPTH} levels", code="too_deep")
+        elif first != b'"':
+            depth -= 1
+
+
+def _replay(body: bytes, receive: Receive) -> Receive:
+    """First the body that was read, then what the server hears."""
+    pending = [body]
+
+    async def again() -> Message:
+        if pending:
+            return {"type": "http.request", "body": pending.pop(), "more_body": False}
+        return await receive()
+
+    return again

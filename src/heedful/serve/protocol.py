@@ -1,0 +1,127 @@
+"""What the server asks of an engine: tokens and a span in, a stream of decided tokens out. Knows neither HTTP nor text.
+
+Another engine takes the place of `worker.TransformersEngine` by doing what `Engine` says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from heedful.answer import FinishReason
+from heedful.errors import HeedfulError
+from heedful.recipe import Method
+from heedful.sampling import Sampling
+from heedful.spans import TokenSpan
+from heedful.trace import Stats, Step
+
+State = Literal["ok", "degraded", "failed", "draining", "stopped"]
+
+
+class BusyError(HeedfulError):
+    """The queue is full; `retry_after` says in how many seconds it is worth asking again."""
+
+    def __init__(self, message: str, retry_after: int) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class EngineError(HeedfulError):
+    """The engine failed while it ran the request, or is out of order."""
+
+
+class StoppingError(HeedfulError):
+    """The server is shutting down and takes no more requests, or ran out of time to finish this one."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to answer. `method` None decodes plainly; `num_top`: log-probabilities to tell with each token.
+
+    `owner`: whose request it is. Owners are served in turn, each one's requests in the order in which they came.
+    """
+
+    max_new_tokens: int
+    method: Method | None = None
+    sampling: Sampling = Sampling()
+    num_top: int = 0
+    owner: str = ""
+
+
+@dataclass(frozen=True)
+class Token:
+    """One decided token; `stats` and `ranking` are the answer's so far. `finish_reason` comes with the last.
+
+    `num_reused`: prompt tokens that were not read, because the engine held them already.
+    """
+
+    step: Step
+    top: tuple[tuple[int, float], ...]
+    stats: Stats
+    ranking: tuple[int, ...]
+    num_reused: int
+    finish_reason: FinishReason | None
+
+
+@dataclass(frozen=True)
+class Status:
+    """What an engine is doing. `state`: "degraded" after a failure until a step succeeds, "failed" for good.
+
+    `failure`: kind of the last error, empty where there was none. `steps`: forwards so far.
+    """
+
+    state: State
+    num_running: int
+    num_waiting: int
+    num_slots: int
+    num_failures: int
+    failure: str
+    steps: int
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether requests are taken."""
+        return self.state in ("ok", "degraded")
+
+
+class TokenStream(Protocol):
+    """The tokens of one request, as they are decided. Iterating raises `EngineError` or `StoppingError`."""
+
+    def __aiter__(self) -> AsyncIterator[Token]:
+        """Itself: a stream is read once."""
+
+    async def __anext__(self) -> Token:
+        """The next token; `StopAsyncIteration` after the last."""
+
+    def cancel(self) -> None:
+        """Frees what it holds before the engine's next step. Does nothing once it has ended."""
+
+
+class Engine(Protocol):
+    """Runs requests, many at a time."""
+
+    @property
+    def context_length(self) -> int:
+        """Tokens that prompt and answer may have together."""
+
+    def submit(self, tokens: tuple[int, ...], span: TokenSpan, settings: Settings) -> TokenStream:
+        """Queues a request; call it where an event loop runs. Never blocks.
+
+        Raises `BusyError`, `StoppingError`, `EngineError`, or the `HeedfulError` that says what is wrong with it.
+        """
+
+    def refuse_if_busy(self, num_requests: int = 1) -> None:
+        """Raises what `submit` would if the next `num_requests` requests cannot be taken."""
+
+    def status(self) -> Status:
+        """What it is doing now."""
+
+    def start(self) -> None:
+        """Begins to work."""
+
+    def drain(self) -> None:
+        """Takes no more requests and refuses those that wait; what runs goes on."""
+
+    def stop(self) -> None:
+        """Ends what still runs, and itself."""

@@ -1,0 +1,287 @@
+"""The transformers engine behind the protocol: one thread owns the model, its decoder and its slots.
+
+Requests join and leave between two steps. Event loops only queue, cancel and listen; tensors never leave the thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import threading
+import time
+from collections import defaultdict
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TypeAlias
+
+from heedful.answer import Answer, Emitted, Request
+from heedful.decode import Decoder
+from heedful.errors import ContextLengthError
+from heedful.generate import LM
+from heedful.serve.fair import FairQueue
+from heedful.serve.protocol import BusyError, EngineError, Settings, State, Status, StoppingError, Token
+from heedful.serve.storage import Storage
+from heedful.spans import TokenSpan
+
+FAILURES_IN_A_ROW = 3
+LONGEST_RETRY_AFTER = 60
+PREFILL_TOKENS = {True: 128, False: 1024}  # on a CPU, elsewhere
+
+log = logging.getLogger("heedful.serve")
+Message: TypeAlias = "Token | BaseException"
+
+
+@dataclass(frozen=True)
+class Limits:
+    """`max_running` answers at a time, `max_queue` more that wait; see `Decoder` for the rest.
+
+    `prefill_tokens` None: as many as a step can read in a small part of a second, by the device.
+    """
+
+    max_running: int = 16
+    max_queue: int = 64
+    prefill_tokens: int | None = None
+    reuses_prefixes: bool = True
+
+
+class Ticket:
+    """A request on its way through the engine: where its tokens are listened for, and how it is cancelled."""
+
+    def __init__(self, engine: TransformersEngine, request: Request, owner: str) -> None:
+        self.request, self.owner = request, owner
+        self.answer: Answer | None = None
+        self.loop = asyncio.get_running_loop()
+        self.begun = time.monotonic()
+        self._engine = engine
+        self._inbox: asyncio.Queue[Message] = asyncio.Queue()
+        self._has_ended = False
+
+    def __aiter__(self) -> AsyncIterator[Token]:
+        return self
+
+    async def __anext__(self) -> Token:
+        if self._has_ended:
+            raise StopAsyncIteration
+        message = await self._inbox.get()
+        if isinstance(message, BaseException):
+            self._has_ended = True
+            raise message
+        self._has_ended = message.finish_reason is not None
+        return message
+
+    def cancel(self) -> None:
+        """Frees its slot before the next step."""
+        if not self._has_ended:
+            self._has_ended = True
+            self._engine.cancel(self)
+
+    def receive(self, message: Message) -> None:
+        """Hears a token, or why there are no more; in the loop's thread."""
+        self._inbox.put_nowait(message)
+
+
+class TransformersEngine:
+    """Continuous batching of `lm` in a thread of its own; see `protocol.Engine`."""
+
+    def __init__(self, lm: LM, storage: Storage, limits: Limits) -> None:
+        """`storage` says how many slots of what length there are; they are allocated here."""
+        self._lm, self._limits = lm, limits
+        self.context_length = storage.context
+        self._decoder = Decoder(
+            lm.engine,
+            storage.num_slots,
+            storage.capacity,
+            limits.max_running,
+            prefill_tokens=limits.prefill_tokens or PREFILL_TOKENS[lm.engine.device.type == "cpu"],
+            reuses_prefixes=limits.reuses_prefixes,
+        )
+        self._wake = threading.Condition()
+        self._waiting: FairQueue[Ticket] = FairQueue()
+        self._running: dict[Answer, Ticket] = {}
+        self._cancelled: list[Ticket] = []
+        self._state: State = "ok"
+        self._failure, self._num_failures, self._failures_in_a_row = "", 0, 0
+        self._steps, self._mean_seconds = 0, 1.0
+        self._thread = threading.Thread(target=self._run, name="heedful-engine", daemon=True)
+
+    # What event loops call
+
+    def start(self) -> None:
+        """Starts the thread."""
+        self._thread.start()
+
+    def submit(self, tokens: tuple[int, ...], span: TokenSpan, settings: Settings) -> Ticket:
+        """Queues a request; see `protocol.Engine.submit`."""
+        needed = len(tokens) + settings.max_new_tokens
+        if len(tokens) >= self.context_length:
+            raise ContextLengthError(
+                f"the prompt has {len(tokens)} tokens, but this server holds {self.context_length}"
+            )
+        if needed > self.context_length:
+            raise ContextLengthError(
+                f"prompt and answer need {len(tokens)} + {settings.max_new_tokens} = {needed} tokens, "
+                f"but this server holds {self.context_length}"
+            )
+        request = self._lm.request_for(
+            tokens,
+            span,
+            method=settings.method,
+            max_new_tokens=settings.max_new_tokens,
+            sampling=settings.sampling,
+        )
+        self._decoder.check(request)
+        ticket = Ticket(self, replace(request, num_top=settings.num_top), settings.owner)
+        with self._wake:
+            self._refuse_if_busy(1)
+            self._waiting.push(settings.owner, ticket)
+            self._wake.notify()
+        return ticket
+
+    def refuse_if_busy(self, num_requests: int = 1) -> None:
+        """Raises what `submit` would; see `protocol.Engine.refuse_if_busy`."""
+        with self._wake:
+            self._refuse_if_busy(num_requests)
+
+    def _refuse_if_busy(self, num_requests: int) -> None:
+        if self._state == "failed":
+            raise EngineError(f"the engine is out of order after {self._num_failures} failures; restart the server")
+        if self._state in ("draining", "stopped"):
+            raise StoppingError("the server is shutting down")
+        running, limits = len(self._running), self._limits
+        most = limits.max_running + limits.max_queue
+        if running + len(self._waiting) + num_requests > most:
+            rounds = (running + len(self._waiting)) / limits.max_running
+            wait = min(LONGEST_RETRY_AFTER, max(1, math.ceil(self._mean_seconds * rounds)))
+            raise BusyError(
+                f"{running} requests run and {len(self._waiting)} wait, {most} are the most; retry in {wait} s", wait
+            )
+
+    def cancel(self, ticket: Ticket) -> None:
+        """Takes a ticket out before the next step."""
+        with self._wake:
+            self._cancelled.append(ticket)
+            self._wake.notify()
+
+    def status(self) -> Status:
+        """What it is doing now."""
+        with self._wake:
+            return Status(
+                state=self._state,
+                num_running=len(self._running),
+                num_waiting=len(self._waiting),
+                num_slots=self._limits.max_running,
+                num_failures=self._num_failures,
+                failure=self._failure,
+                steps=self._steps,
+            )
+
+    def drain(self) -> None:
+        """Takes no more requests and refuses those that wait."""
+        with self._wake:
+            if self._state != "stopped":
+                self._state = "draining"
+            waiting = self._waiting.clear()
+        _send([(ticket, StoppingError("the server is shutting down")) for ticket in waiting])
+
+    def stop(self) -> None:
+        """Ends what still runs, and the thread."""
+        with self._wake:
+            self._state = "stopped"
+            self._wake.notify()
+        if self._thread.is_alive() and threading.current_thread() is not self._thread:
+            self._thread.join(timeout=60)
+
+    # The engine's thread
+
+    def _run(self) -> None:
+        while self._state not in ("stopped", "failed"):
+            try:
+                self._prepare()
+                emitted = self._decoder.step()
+            except Exception as error:
+                self._fail(error)
+            else:
+                self._succeed(emitted)
+        self._end_all(StoppingError("the server shut down before the answer was finished"))
+
+    def _prepare(self) -> None:
+        """Waits for work; lets requests leave and join."""
+        with self._wake:
+            while not (self._cancelled or self._waiting or self._running or self._state == "stopped"):
+                self._wake.wait()
+            for ticket in self._cancelled:
+                self._leave(ticket)
+            self._cancelled.clear()
+            while self._waiting and self._decoder.has_room(self._waiting.peek().request):
+                ticket = self._waiting.peek()
+                ticket.answer = self._decoder.submit(ticket.request)
+                self._running[ticket.answer] = self._waiting.pop()
+
+    def _leave(self, ticket: Ticket) -> None:
+        if ticket.answer is None:
+            self._waiting.remove(ticket)
+        elif self._running.pop(ticket.answer, None) is not None:
+            self._decoder.finish(ticket.answer)
+
+    def _succeed(self, emitted: Sequence[Emitted]) -> None:
+        """Hands out the tokens of a step, often several of one answer."""
+        messages: list[tuple[Ticket, Message]] = []
+        with self._wake:
+            self._steps += 1
+            self._failures_in_a_row = 0
+            if self._state == "degraded":
+                self._state = "ok"
+            for one in emitted:
+                ticket = self._running[one.answer]
+                messages.append((ticket, _token(one)))
+                if one.finish_reason is not None:
+                    del self._running[one.answer]
+                    self._mean_seconds += 0.1 * (time.monotonic() - ticket.begun - self._mean_seconds)
+        _send(messages)
+
+    def _fail(self, error: Exception) -> None:
+        """Ends what ran, whose state is not known any more; the next requests find an empty decoder."""
+        log.error("a step of the engine failed", exc_info=error)
+        with self._wake:
+            self._failure = type(error).__name__
+            self._num_failures += 1
+            self._failures_in_a_row += 1
+            if self._state in ("ok", "degraded"):
+                self._state = "failed" if self._failures_in_a_row >= FAILURES_IN_A_ROW else "degraded"
+            ended = list(self._running.values())
+            self._running.clear()
+            if self._state == "failed":
+                ended += self._waiting.clear()
+        self._decoder.reset()
+        _send([(ticket, EngineError(f"the engine failed ({type(error).__name__})")) for ticket in ended])
+
+    def _end_all(self, reason: EngineError | StoppingError) -> None:
+        with self._wake:
+            ended = [*self._running.values(), *self._waiting.clear()]
+            self._running.clear()
+        self._decoder.reset()
+        _send([(ticket, reason) for ticket in ended])
+
+
+def _token(one: Emitted) -> Token:
+    answer = one.answer
+    return Token(one.step, one.top, replace(answer.stats), answer.ranking, answer.num_reused, one.finish_reason)
+
+
+def _send(messages: Sequence[tuple[Ticket, Message]]) -> None:
+    """Wakes each listening event loop once."""
+    by_loop: dict[asyncio.AbstractEventLoop, list[tuple[Ticket, Message]]] = defaultdict(list)
+    for ticket, message in messages:
+        by_loop[ticket.loop].append((ticket, message))
+    for loop, some in by_loop.items():
+        try:
+            loop.call_soon_threadsafe(_hand_out, some)
+        except RuntimeError:  # the loop is closed: nobody listens
+            for ticket, _ in some:
+                ticket.cancel()
+
+
+def _hand_out(messages: Sequence[tuple[Ticket, Message]]) -> None:
+    for ticket, message in messages:
+        ticket.receive(message)

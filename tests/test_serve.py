@@ -1,0 +1,470 @@
+"""The server as a client meets it: the real `openai` package and plain HTTP against a server that runs."""
+
+import json
+import math
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+
+import heedful
+from heedful import cli
+from heedful.serve import run
+from heedful.serve.config import is_loopback
+from heedful.serve.fair import FairQueue
+from heedful.serve.storage import plan
+from heedful.serve.worker import Limits
+from serving import ASK, CHAT, PLAIN, PROMPT, TEXT, Running, body, running
+
+
+@pytest.fixture(scope="module")
+def server(tiny: heedful.LM) -> Iterator[Running]:
+    with running(tiny) as here:
+        yield here
+
+
+@pytest.fixture(scope="module")
+def client(server: Running) -> openai.OpenAI:
+    return server.client()
+
+
+@pytest.fixture(scope="module")
+def http(server: Running) -> httpx.Client:
+    return server.http()
+
+
+# -- answers
+
+
+def test_answers_are_those_of_the_library(lm: heedful.LM) -> None:
+    with running(lm, model_name="smol") as here:
+        client = here.client()
+        marked = client.chat.completions.create(model="smol", messages=ASK, max_tokens=8)
+        plain = client.chat.completions.create(model="smol", messages=PLAIN, max_completion_tokens=5)
+        text = client.completions.create(model="smol", prompt="The sea is", max_tokens=5)
+        expected = lm.generate(PROMPT, max_new_tokens=8)
+        assert marked.choices[0].message.content == expected.text
+        assert plain.choices[0].message.content == lm.generate("Name three fruits.", method=None, max_new_tokens=5).text
+        job = heedful.Job("The sea is", method=None, max_new_tokens=5, raw=True)
+        assert text.choices[0].text == lm.generate_batch([job])[0].text
+        assert marked.usage is not None
+        assert marked.usage.completion_tokens == len(expected.token_ids)
+        assert marked.choices[0].finish_reason == "length"
+        assert [one.id for one in client.models.list()] == ["smol"]
+        assert client.models.retrieve("smol").id == "smol"
+
+
+def test_streamed_is_not_streamed(client: openai.OpenAI, tiny: heedful.LM) -> None:
+    free = tiny.generate(PROMPT, max_new_tokens=40).text
+    more: dict[str, Any] = {
+        "model": "m", "messages": ASK, "max_tokens": 40, "logprobs": True, "top_logprobs": 3, "stop": free[60:64],
+        "extra_body": {"heedful": {"trace": True}},
+    }  # fmt: skip
+    whole = client.chat.completions.create(**more)
+    chunks = list(client.chat.completions.create(**more, stream=True, stream_options={"include_usage": True}))
+    deltas = [choice for chunk in chunks for choice in chunk.choices]
+    text = "".join(choice.delta.content or "" for choice in deltas)
+    assert text == whole.choices[0].message.content == free[: free.index(free[60:64])]
+    assert deltas[-1].finish_reason == whole.choices[0].finish_reason == "stop"
+    logprobs = [entry for choice in deltas if choice.logprobs for entry in choice.logprobs.content or []]
+    assert whole.choices[0].logprobs is not None
+    assert logprobs == whole.choices[0].logprobs.content
+    assert chunks[-1].usage is not None
+    assert whole.usage is not None
+    assert chunks[-1].usage.completion_tokens == whole.usage.completion_tokens == len(logprobs)
+    steps = [step for chunk in chunks for step in (getattr(chunk, "heedful", None) or {}).get("steps", [])]
+    assert steps == whole.heedful["steps"]  # type: ignore[attr-defined]
+    assert len({chunk.id for chunk in chunks}) == 1
+
+
+def test_log_probabilities_are_the_raw_model_s(client: openai.OpenAI) -> None:
+    reply = client.chat.completions.create(model="m", messages=ASK, max_tokens=30, logprobs=True, top_logprobs=5)
+    assert reply.choices[0].logprobs is not None
+    entries = reply.choices[0].logprobs.content
+    assert entries is not None
+    assert len(entries) == 30
+    for entry in entries:
+        values = [one.logprob for one in entry.top_logprobs]
+        assert values == sorted(values, reverse=True)
+        assert sum(map(math.exp, values)) <= 1 + 1e-5
+        assert entry.logprob <= values[0] + 1e-5
+        assert entry.logprob >= values[0] + math.log(0.5) - 1e-5  # what Directer's gate lets through
+    assert any(entry.logprob < entry.top_logprobs[0].logprob for entry in entries)
+    old = client.completions.create(model="m", prompt="The sea", max_tokens=6, logprobs=2)
+    assert old.choices[0].logprobs is not None
+    assert "".join(old.choices[0].logprobs.tokens or []) == old.choices[0].text
+    assert all(len(top) == 2 for top in old.choices[0].logprobs.top_logprobs or [])
+
+
+def test_choices_have_seeds_of_their_own(client: openai.OpenAI) -> None:
+    def texts(**more: Any) -> list[str | None]:
+        reply = client.chat.completions.create(model="m", messages=ASK, max_tokens=12, temperature=1.0, **more)
+        return [choice.message.content for choice in reply.choices]
+
+    three = texts(n=3, seed=5)
+    assert len(set(three)) == 3
+    assert three == texts(n=3, seed=5)
+    assert texts(seed=6) == [three[1]]
+    streamed: dict[int, str] = {0: "", 1: "", 2: ""}
+    for chunk in client.chat.completions.create(
+        model="m", messages=ASK, max_tokens=12, temperature=1.0, n=3, seed=5, stream=True
+    ):
+        for choice in chunk.choices:
+            streamed[choice.index] += choice.delta.content or ""
+    assert list(streamed.values()) == three
+
+
+def test_several_prompts(client: openai.OpenAI) -> None:
+    prompts = ["The sea is", "A <heed>short</heed> list:"]
+    reply = client.completions.create(model="m", prompt=prompts, n=2, max_tokens=5)
+    assert [choice.index for choice in reply.choices] == [0, 1, 2, 3]
+    alone = [client.completions.create(model="m", prompt=prompt, max_tokens=5).choices[0].text for prompt in prompts]
+    assert [choice.text for choice in reply.choices] == [alone[0], alone[0], alone[1], alone[1]]
+
+
+# -- what is heeded
+
+
+def heeded(client: openai.OpenAI, messages: list[Any], **field: Any) -> Any:
+    reply = client.chat.completions.create(
+        model="m", messages=messages, max_tokens=12, extra_body={"heedful": {"trace": True, **field}}
+    )
+    return reply.choices[0].message.content, reply.heedful  # type: ignore[attr-defined]
+
+
+SYSTEM = [{"role": "developer", "content": "Answer in capitals."}, *PLAIN]
+
+
+def test_marking_by_request(client: openai.OpenAI, tiny: heedful.LM) -> None:
+    as_system = [{**SYSTEM[0], "role": "system"}, SYSTEM[1]]
+    text, told = heeded(client, SYSTEM)
+    assert told["method"] == {"name": "none"}
+    assert told["stats"]["method"] == "none"
+    assert text == tiny.generate(as_system, method=None, max_new_tokens=12).text
+    text, told = heeded(client, SYSTEM, instructions="system", strength=7.0, threshold=0.2)
+    expected = tiny.generate(as_system, instructions="system", method=heedful.Directer(7.0, 0.2), max_new_tokens=12)
+    assert text == expected.text
+    assert told["method"]["strength"] == 7.0
+    assert told["ranking"] == list(expected.trace.ranking)
+    assert [step["decision"] for step in told["steps"]] == [step.decision for step in expected.trace.steps]
+    assert told["stats"]["gated"] == expected.stats.gated > 0
+    text, told = heeded(client, PLAIN, instructions=["three fruits"], method="spotlight:target=0.4")
+    method = heedful.SpotLight(0.4)
+    assert text == tiny.generate(PLAIN, instructions=["three fruits"], method=method, max_new_tokens=12).text
+    assert told["method"]["name"] == "spotlight"
+    assert heeded(client, ASK, method="none")[1]["method"]["name"] == "none"
+
+
+def test_a_server_that_heeds_system_messages(tiny: heedful.LM) -> None:
+    with running(tiny, heed="system", method="static:strength=3") as here:
+        client = here.client()
+        assert heeded(client, SYSTEM)[1]["method"]["name"] == "static"
+        assert heeded(client, PLAIN)[1]["method"]["name"] == "none"
+        assert heeded(client, PLAIN, instructions=["fruits"], strength=2.0)[1]["method"]["strength"] == 2.0
+
+
+# -- in company
+
+
+def test_company_changes_nothing(server: Running, client: openai.OpenAI) -> None:
+    """More requests than slots, steered and not, greedy and drawn, short and long, at the same time."""
+    kinds: list[dict[str, Any]] = [
+        {"messages": ASK},
+        {"messages": PLAIN, "temperature": 0.9, "seed": 3},
+        {"messages": ASK, "temperature": 0.7, "top_p": 0.9, "seed": 11},
+        {"messages": [{"role": "user", "content": "word " * 90 + PROMPT}]},
+        {"messages": ASK, "extra_body": {"heedful": {"method": "context-aware"}}},
+        {"messages": ASK, "extra_body": {"heedful": {"method": "spotlight"}}, "temperature": 1.0, "seed": 2},
+    ]
+
+    def ask(kind: dict[str, Any]) -> str | None:
+        return client.chat.completions.create(model="m", max_tokens=16, **kind).choices[0].message.content
+
+    alone = [ask(kind) for kind in kinds]
+    with ThreadPoolExecutor(12) as pool:
+        together = list(pool.map(ask, kinds * 2))
+    assert together == alone * 2
+    assert len(set(alone)) == len(kinds)
+    assert server.engine.status().num_failures == 0
+
+
+def test_a_conversation_s_next_turn_is_not_read_again(client: openai.OpenAI, tiny: heedful.LM) -> None:
+    messages = [{"role": "user", "content": PROMPT + " Tell of the sea, of hills and of rivers, one by one."}]
+    first = client.chat.completions.create(model="m", messages=messages, max_tokens=20)  # type: ignore[arg-type]
+    messages.append(first.choices[0].message)  # type: ignore[arg-type]
+    messages.append({"role": "user", "content": "And of forests?"})
+    reply = client.chat.completions.create(model="m", messages=messages, max_tokens=20)  # type: ignore[arg-type]
+    assert reply.usage is not None
+    assert reply.usage.prompt_tokens_details is not None
+    assert first.usage is not None
+    assert reply.usage.prompt_tokens_details.cached_tokens >= first.usage.prompt_tokens - 8  # type: ignore[operator]
+    spoken = [{"role": "user", "content": messages[0]["content"]}, {"role": "assistant", "content": first.choices[0].message.content}, messages[2]]  # fmt: skip  # noqa: E501
+    assert reply.choices[0].message.content == tiny.generate(spoken, max_new_tokens=20).text
+
+
+# -- limits
+
+
+def occupy(here: Running, count: int, tokens: int = 450) -> list[Any]:
+    """Streams that run for a while; close them."""
+    streams = [
+        here.http().send(
+            here.http().build_request("POST", CHAT, json=body(max_tokens=tokens, stream=True, messages=PLAIN)),
+            stream=True,
+        )
+        for _ in range(count)
+    ]
+    return streams
+
+
+def test_a_full_queue_is_429(tiny: heedful.LM) -> None:
+    with running(tiny, limits=Limits(max_running=1, max_queue=1)) as here:
+        streams = occupy(here, 2)
+        here.wait(lambda status: status.num_running == 1 and status.num_waiting == 1)
+        with pytest.raises(openai.RateLimitError) as caught:
+            here.client().chat.completions.create(model="m", messages=PLAIN, max_tokens=1)
+        assert 1 <= int(caught.value.response.headers["retry-after"]) <= 60
+        assert caught.value.code == "queue_full"
+        retrying = here.client(max_retries=2)
+        for stream in streams:
+            stream.close()
+        assert retrying.chat.completions.create(model="m", messages=PLAIN, max_tokens=1).choices
+
+
+def test_leaving_frees_slots(tiny: heedful.LM) -> None:
+    with running(tiny, limits=Limits(max_running=2, max_queue=8)) as here:
+        streams = occupy(here, 4)
+        with socket.create_connection(here.url.removeprefix("http://").split(":")) as raw:  # type: ignore[arg-type]
+            data = json.dumps(body(max_tokens=450, messages=PLAIN)).encode()
+            raw.sendall(b"POST %s HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n" % CHAT.encode())
+            raw.sendall(b"Content-Length: %d\r\n\r\n" % len(data) + data)
+            here.wait(lambda status: status.num_running == 2 and status.num_waiting == 3)
+        here.wait(lambda status: status.num_waiting == 2)
+        for stream in streams:
+            stream.close()
+        assert here.wait(lambda status: status.num_running == status.num_waiting == 0) < 1.0
+        assert len(here.engine._decoder._free) == 2
+        assert here.client().chat.completions.create(model="m", messages=PLAIN, max_tokens=1).choices
+
+
+def test_the_time_limit(tiny: heedful.LM) -> None:
+    with running(tiny, seconds=0.2) as here:
+        reply = here.http().post(CHAT, json=body(max_tokens=450))
+        assert reply.status_code == 504
+        assert reply.json()["error"]["code"] == "time_limit"
+        with pytest.raises(openai.APIError, match=r"longer than 0\.2 s"):
+            list(here.client().chat.completions.create(model="m", messages=ASK, max_tokens=450, stream=True))
+        here.wait(lambda status: status.num_running == 0)
+
+
+def test_owners_take_turns(tiny: heedful.LM) -> None:
+    with running(tiny, limits=Limits(max_running=1, max_queue=16)) as here:
+        client, order = here.client(), []
+        occupied = occupy(here, 1)
+        here.wait(lambda status: status.num_running == 1)
+
+        def ask(user: str) -> None:
+            client.chat.completions.create(model="m", messages=PLAIN, max_tokens=2, user=user)
+            order.append(user)
+
+        threads = []
+        for waiting, user in enumerate(["busy"] * 4 + ["other"], start=1):
+            threads.append(threading.Thread(target=ask, args=(user,)))
+            threads[-1].start()
+            here.wait(lambda status, waiting=waiting: status.num_waiting == waiting)  # type: ignore[misc]
+        occupied[0].close()
+        for thread in threads:
+            thread.join()
+        assert order.index("other") <= 2
+
+
+# -- failures
+
+
+def test_a_failing_step(tiny: heedful.LM, monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:
+    with running(tiny) as here:
+        http, forward = here.http(), tiny.engine.forward
+
+        def fail(*_: Any, **__: Any) -> None:
+            raise RuntimeError("out of memory")
+
+        stream = occupy(here, 1)[0]
+        here.wait(lambda status: status.num_running == 1)
+        monkeypatch.setattr(tiny.engine, "forward", fail)
+        assert json.loads(stream.read().decode().strip().splitlines()[-1][6:])["error"]["code"] == "engine_failed"
+        assert http.get("/health").json()["status"] == "degraded"
+        monkeypatch.setattr(tiny.engine, "forward", forward)
+        assert http.post(CHAT, json=body()).status_code == 200
+        health = http.get("/health").json()
+        assert (health["status"], health["engine_failures"], health["last_failure"]) == ("ok", 1, "RuntimeError")
+        monkeypatch.setattr(tiny.engine, "forward", fail)
+        assert [http.post(CHAT, json=body()).status_code for _ in range(4)] == [500] * 4
+        assert http.get("/health").status_code == http.get("/ready").status_code == 503
+        assert "out of memory" in caplog.text
+
+
+def test_draining(tiny: heedful.LM) -> None:
+    with running(tiny, limits=Limits(max_running=1, max_queue=4)) as here:
+        runs, waits = occupy(here, 2, tokens=150)
+        here.wait(lambda status: status.num_running == 1 and status.num_waiting == 1)
+        here.engine.drain()
+        assert "shutting_down" in waits.read().decode()
+        assert here.http().post(CHAT, json=body()).status_code == 503
+        assert here.http().get("/ready").status_code == 503
+        assert runs.read().decode().endswith("data: [DONE]\n\n")
+
+
+# -- operation
+
+
+def test_operation(server: Running, client: openai.OpenAI) -> None:
+    http = server.http()
+    before = metric(http, 'heedful_tokens_total{decision="skipped"}')
+    client.chat.completions.create(model="m", messages=PLAIN, max_tokens=7)
+    assert metric(http, 'heedful_tokens_total{decision="skipped"}') == before + 7
+    assert metric(http, "heedful_running_requests") == 0
+    assert http.get("/health").json()["status"] == "ok"
+    assert http.get("/ready").json() == {"ready": True}
+    assert set(http.get("/openapi.json").json()["paths"]) >= {CHAT, TEXT, "/v1/models", "/health", "/ready", "/metrics"}
+    assert http.get("/docs").status_code == 200
+    assert "422" not in http.get("/openapi.json").text
+
+
+def metric(http: httpx.Client, name: str) -> float:
+    found = [line for line in http.get("/metrics").text.splitlines() if line.startswith(name + " ")]
+    return float(found[0].split()[-1]) if found else 0.0
+
+
+def test_keys(tiny: heedful.LM, capfd: Any) -> None:
+    with running(tiny, keys=("first-key", "second-key")) as here:
+        assert here.client(api_key="second-key").models.list()
+        with pytest.raises(openai.AuthenticationError):
+            here.client(api_key="first-ke").models.list()
+        http = here.http()
+        behind_a_proxy = {"Host": "llm.example", "Authorization": "Bearer first-key"}
+        assert http.get("/v1/models", headers=behind_a_proxy).status_code == 200
+        assert http.get("/health").status_code == http.get("/ready").status_code == 200
+        for path in ("/metrics", "/v1/models", "/docs", "/openapi.json", "/nowhere"):
+            assert http.get(path).status_code == 401, path
+        assert http.post(CHAT, json=body(), headers={"Authorization": "Basic first-key"}).status_code == 401
+        assert http.post(CHAT, json=body(), headers={"Authorization": b"Bearer \xff\xfe"}).status_code == 401
+        assert "first-ke" not in capfd.readouterr().err
+
+
+def test_other_sites_are_kept_out(http: httpx.Client) -> None:
+    assert http.get("/v1/models", headers={"Host": "evil.example"}).status_code == 421
+    reply = http.options(CHAT, headers={"Origin": "https://evil.example", "Access-Control-Request-Method": "POST"})
+    assert reply.status_code == 405
+    assert not [name for name in reply.headers if name.startswith("access-control")]
+    assert http.post(CHAT, content=json.dumps(body()), headers={"Content-Type": "text/plain"}).status_code == 400
+
+
+# -- the command
+
+
+def test_the_command_serves_until_sigterm(tmp_path: Path) -> None:
+    """A stream that runs when SIGTERM comes is finished; then the port is free and the exit code 0."""
+    keys = tmp_path / "keys"
+    keys.write_text("# ours\n\nopen-sesame\n")
+    command = [sys.executable, "-u", "-c", "from heedful.cli import main; main()", "serve", "--port", "0"]
+    command += ["--api-key-file", str(keys), "--max-context", "256", "--max-batch", "2", "--dtype", "float32"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment, text=True
+    ) as server:
+        assert server.stdout is not None
+        line, heeds = server.stdout.readline(), server.stdout.readline()
+        assert "SmolLM2" in line
+        assert "2 answers at a time, 256 tokens each" in heeds
+        url = re.findall(r"http://127\.0\.0\.1:\d+", line)[0]
+        client = openai.OpenAI(base_url=f"{url}/v1", api_key="open-sesame", max_retries=5)
+        model = client.models.list().data[0].id
+        stream = client.chat.completions.create(model=model, messages=ASK, max_tokens=40, stream=True)
+        chunks = [next(stream), next(stream)]
+        server.send_signal(signal.SIGTERM)
+        chunks += stream
+        assert chunks[-1].choices[0].finish_reason in ("length", "stop")
+        client.close()
+        _, err = server.communicate(timeout=60)
+    assert server.returncode == 0
+    assert "Traceback" not in err
+    assert "open-sesame" not in err
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(f"{url}/health")
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--host", "0.0.0.0"], "--insecure"),
+        (["--api-key-file", "/no/file"], "cannot read the API keys"),
+        (["--api-key-file", os.devnull], "no API key"),
+        (["--heed", "all"], "unknown heed"),
+        (["--method", "magic"], "unknown method"),
+        (["--time-limit", "0"], "seconds"),
+        (["--max-batch", "0"], "max-batch"),
+        (["--max-context", "9000"], "8192"),
+        (["--max-batch", "100000", "--max-context", "8192"], "GiB"),
+        (["--host", "no.such.host.invalid", "--insecure"], "cannot listen"),
+    ],
+)
+def test_the_command_refuses(words: list[str], says: str, lm: heedful.LM, monkeypatch: Any, capsys: Any) -> None:
+    monkeypatch.setattr("heedful.generate.load", lambda *_, **__: lm)
+    monkeypatch.setattr(sys, "argv", ["heedful", "serve", "--port", "0", *words])
+    with pytest.raises(SystemExit) as caught:
+        cli.main()
+    out = capsys.readouterr()
+    assert (caught.value.code, out.out) == (2, "")
+    assert says in out.err
+    assert out.err.count("\n") == 1
+
+
+def test_a_taken_port_is_said() -> None:
+    taken = run.listen("127.0.0.1", 0)
+    taken.listen()
+    with closing(taken), pytest.raises(heedful.OptionError, match="cannot listen"):
+        run.listen("127.0.0.1", taken.getsockname()[1])
+
+
+@pytest.mark.parametrize(
+    ("host", "is_local"),
+    [("127.0.0.1", True), ("127.9.9.9", True), ("localhost", True), ("::1", True), ("[::1]", True), ("0.0.0.0", False),
+     ("192.168.0.1", False), ("localhost.evil.example", False), ("", False), ("::", False)],
+)  # fmt: skip
+def test_loopback(host: str, is_local: bool) -> None:
+    assert is_loopback(host) is is_local
+
+
+def test_storage_fits_the_memory(tiny: heedful.LM) -> None:
+    whole = plan(tiny.engine, 4, None, free=1 << 34)
+    assert whole.context == 4096
+    small = plan(tiny.engine, 4, None, free=whole.num_bytes)
+    assert 4096 // 3 < small.context < 4096 // 2
+    assert small.num_bytes <= whole.num_bytes // 2
+    assert tiny.engine.slots(4, small.capacity).num_bytes == small.num_bytes
+    with pytest.raises(heedful.OptionError, match="max-context"):
+        plan(tiny.engine, 4, 4096, free=whole.num_bytes)
+
+
+def test_a_fair_queue() -> None:
+    queue: FairQueue[int] = FairQueue()
+    for owner, item in [("a", 1), ("a", 2), ("a", 3), ("b", 4), ("c", 5), ("b", 6)]:
+        queue.push(owner, item)
+    assert queue.remove(5)
+    assert not queue.remove(5)
+    assert len(queue) == 5
+    assert [queue.pop() for _ in range(5)] == [1, 4, 2, 6, 3]
+    with pytest.raises(IndexError):
+        queue.pop()
