@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from heedful.cli import bench, compare, evaluate, generate, models, profile, serve, spans
+from heedful.cli import bench, chat, compare, evaluate, generate, models, profile, serve, spans
 from heedful.errors import HeedfulError
 
 # torchao, where it is installed, complains at import of kernels that this machine cannot have.
@@ -24,6 +24,7 @@ app = typer.Typer(
 )
 app.command("generate")(generate.generate)
 app.command("compare")(compare.command)
+app.command("chat")(chat.command)
 app.command("spans")(spans.spans)
 app.command("serve")(serve.serve)
 app.add_typer(models.app, name="models")
