@@ -13,10 +13,10 @@ CHECK := import sys; sys.exit(sys.version_info < (3, 10))
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint bench clean model
+.PHONY: help demo test lint bench bench-serve clean model
 
 help:  ## list the targets
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
 
 demo: model  ## one prompt, steered and plain, side by side (DEMO_PROMPT='...' for another)
 	$(BIN)/heedful generate "$$DEMO_PROMPT" --compare --dtype float32 --max-new-tokens 60
@@ -31,6 +31,10 @@ lint: $(STAMP)  ## formatting, lint and types
 
 bench: model  ## speed and memory against transformers' own generate (BENCH_ARGS='--rounds 3' …)
 	OMP_NUM_THREADS=2 $(BIN)/heedful bench overhead $(if $(DATA),--data $(DATA)) $(BENCH_ARGS)
+
+bench-serve: model  ## a server under load, with faults (BENCH_ARGS='--seconds 60' …)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[serve]'
+	$(BIN)/heedful bench serve $(BENCH_ARGS)
 
 clean:  ## remove the environment and the tools' caches; the model stays in the user's cache
 	rm -rf $(VENV) .pytest_cache .hypothesis .mypy_cache .ruff_cache build dist
@@ -50,5 +54,5 @@ $(STAMP): pyproject.toml constraints.txt
 
 # Only the tests need torchao, whose import is noisy, and lm-eval, which is large.
 $(VENV)/.extras: $(STAMP)
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[eval,quantised]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[eval,quantised,serve]'
 	@touch $@

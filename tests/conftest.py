@@ -27,3 +27,11 @@ def default_model_path() -> Path:
 def lm() -> heedful.LM:
     """The built-in model in float32: what parity is judged in."""
     return heedful.load(dtype="float32")
+
+
+@pytest.fixture(scope="session")
+def tiny(lm: heedful.LM) -> heedful.LM:
+    """Random weights under the default model's tokenizer and chat template: text of no sense, in milliseconds."""
+    from serving import tiny_lm
+
+    return tiny_lm(lm.tokenizer)

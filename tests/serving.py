@@ -21,6 +21,16 @@ from heedful.serve.service import Service
 from heedful.serve.storage import plan
 from heedful.serve.worker import Limits, TransformersEngine
 
+PROMPT = "Plan a trip to Japan. <heed>Do not use any commas.</heed>"
+ASK: list[Any] = [{"role": "user", "content": PROMPT}]
+PLAIN: list[Any] = [{"role": "user", "content": "Name three fruits."}]
+CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
+
+
+def body(**more: Any) -> dict[str, Any]:
+    """A good chat request, but for what is given."""
+    return {"model": "m", "messages": ASK, "max_tokens": 4, **more}
+
 
 @dataclass
 class Running:

@@ -2,11 +2,17 @@
 
 import json
 import math
+import os
+import re
+import signal
 import socket
+import subprocess
+import sys
 import threading
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -14,18 +20,13 @@ import openai
 import pytest
 
 import heedful
+from heedful import cli
+from heedful.serve import run
+from heedful.serve.config import is_loopback
+from heedful.serve.fair import FairQueue
+from heedful.serve.storage import plan
 from heedful.serve.worker import Limits
-from serving import Running, running, tiny_lm
-
-PROMPT = "Plan a trip to Japan. <heed>Do not use any commas.</heed>"
-ASK: list[Any] = [{"role": "user", "content": PROMPT}]
-PLAIN: list[Any] = [{"role": "user", "content": "Name three fruits."}]
-CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
-
-
-@pytest.fixture(scope="session")
-def tiny(lm: heedful.LM) -> heedful.LM:
-    return tiny_lm(lm.tokenizer)
+from serving import ASK, CHAT, PLAIN, PROMPT, TEXT, Running, body, running
 
 
 @pytest.fixture(scope="module")
@@ -44,25 +45,19 @@ def http(server: Running) -> httpx.Client:
     return server.http()
 
 
-def body(**more: Any) -> dict[str, Any]:
-    return {"model": "m", "messages": ASK, "max_tokens": 4, **more}
-
-
 # -- answers
 
 
 def test_answers_are_those_of_the_library(lm: heedful.LM) -> None:
     with running(lm, model_name="smol") as here:
         client = here.client()
-        marked = client.chat.completions.create(model="smol", messages=ASK, max_tokens=12)
-        plain = client.chat.completions.create(model="smol", messages=PLAIN, max_completion_tokens=12)
-        text = client.completions.create(model="smol", prompt="The sea is", max_tokens=8)
-        expected = lm.generate(PROMPT, max_new_tokens=12)
+        marked = client.chat.completions.create(model="smol", messages=ASK, max_tokens=8)
+        plain = client.chat.completions.create(model="smol", messages=PLAIN, max_completion_tokens=5)
+        text = client.completions.create(model="smol", prompt="The sea is", max_tokens=5)
+        expected = lm.generate(PROMPT, max_new_tokens=8)
         assert marked.choices[0].message.content == expected.text
-        assert (
-            plain.choices[0].message.content == lm.generate("Name three fruits.", method=None, max_new_tokens=12).text
-        )
-        job = heedful.Job("The sea is", method=None, max_new_tokens=8, raw=True)
+        assert plain.choices[0].message.content == lm.generate("Name three fruits.", method=None, max_new_tokens=5).text
+        job = heedful.Job("The sea is", method=None, max_new_tokens=5, raw=True)
         assert text.choices[0].text == lm.generate_batch([job])[0].text
         assert marked.usage is not None
         assert marked.usage.completion_tokens == len(expected.token_ids)
@@ -189,18 +184,18 @@ def test_company_changes_nothing(server: Running, client: openai.OpenAI) -> None
         {"messages": ASK},
         {"messages": PLAIN, "temperature": 0.9, "seed": 3},
         {"messages": ASK, "temperature": 0.7, "top_p": 0.9, "seed": 11},
-        {"messages": [{"role": "user", "content": "word " * 200 + PROMPT}]},
+        {"messages": [{"role": "user", "content": "word " * 90 + PROMPT}]},
         {"messages": ASK, "extra_body": {"heedful": {"method": "context-aware"}}},
         {"messages": ASK, "extra_body": {"heedful": {"method": "spotlight"}}, "temperature": 1.0, "seed": 2},
     ]
 
     def ask(kind: dict[str, Any]) -> str | None:
-        return client.chat.completions.create(model="m", max_tokens=24, **kind).choices[0].message.content
+        return client.chat.completions.create(model="m", max_tokens=16, **kind).choices[0].message.content
 
     alone = [ask(kind) for kind in kinds]
     with ThreadPoolExecutor(12) as pool:
-        together = list(pool.map(ask, kinds * 3))
-    assert together == alone * 3
+        together = list(pool.map(ask, kinds * 2))
+    assert together == alone * 2
     assert len(set(alone)) == len(kinds)
     assert server.engine.status().num_failures == 0
 
@@ -344,6 +339,7 @@ def test_operation(server: Running, client: openai.OpenAI) -> None:
     assert http.get("/ready").json() == {"ready": True}
     assert set(http.get("/openapi.json").json()["paths"]) >= {CHAT, TEXT, "/v1/models", "/health", "/ready", "/metrics"}
     assert http.get("/docs").status_code == 200
+    assert "422" not in http.get("/openapi.json").text
 
 
 def metric(http: httpx.Client, name: str) -> float:
@@ -357,6 +353,8 @@ def test_keys(tiny: heedful.LM, capfd: Any) -> None:
         with pytest.raises(openai.AuthenticationError):
             here.client(api_key="first-ke").models.list()
         http = here.http()
+        behind_a_proxy = {"Host": "llm.example", "Authorization": "Bearer first-key"}
+        assert http.get("/v1/models", headers=behind_a_proxy).status_code == 200
         assert http.get("/health").status_code == http.get("/ready").status_code == 200
         for path in ("/metrics", "/v1/models", "/docs", "/openapi.json", "/nowhere"):
             assert http.get(path).status_code == 401, path
@@ -373,131 +371,100 @@ def test_other_sites_are_kept_out(http: httpx.Client) -> None:
     assert http.post(CHAT, content=json.dumps(body()), headers={"Content-Type": "text/plain"}).status_code == 400
 
 
-# -- bad input
-
-LONG = {"messages": [{"role": "user", "content": "word " * 600}]}
+# -- the command
 
 
-@pytest.mark.parametrize(
-    ("more", "status", "says"),
-    [
-        ({"model": "gpt-4"}, 404, "this server has 'm'"),
-        ({"messages": []}, 400, "messages"),
-        ({"messages": [{"role": "user", "content": ""}]}, 400, "empty"),
-        ({"messages": [{"role": "robot", "content": "x"}]}, 400, "messages[0].role"),
-        ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]}, 400, "messages[0]"),
-        (
-            {"messages": [{"role": "user", "content": "x", "tool_calls": [1]}]},
-            400,
-            "messages[0].tool_calls is not supp",
-        ),
-        ({"messages": [{"role": "user", "content": "a <heed>b"}]}, 400, "never closed"),
-        ({**LONG}, 400, "512"),
-        ({"max_tokens": 501}, 400, "at most 500"),
-        ({"max_tokens": 490}, 400, "this server holds 512"),
-        ({"max_tokens": 0}, 400, "max_tokens"),
-        ({"max_tokens": 3, "max_completion_tokens": 4}, 400, "one of them"),
-        ({"temperature": -1}, 400, "temperature"),
-        ({"temperature": "hot"}, 400, "temperature"),
-        ({"top_p": 0}, 400, "top_p"),
-        ({"seed": -1}, 400, "seed"),
-        ({"seed": 1.5}, 400, "seed"),
-        ({"n": 17}, 400, "at most 16"),
-        ({"stop": [""]}, 400, "stop string is empty"),
-        ({"stop": ["x"] * 17}, 400, "stop"),
-        ({"stream_options": {"include_usage": True}}, 400, "stream: true"),
-        ({"top_logprobs": 2}, 400, "logprobs: true"),
-        ({"top_logprobs": 21, "logprobs": True}, 400, "top_logprobs"),
-        ({"tools": [{"type": "function"}]}, 400, "tools is not supported"),
-        ({"frequency_penalty": 0.5}, 400, "frequency_penalty is not supported"),
-        ({"response_format": {"type": "json_object"}}, 400, "response_format is not supported"),
-        ({"banana": 1}, 400, "unknown field: banana"),
-        ({"heedful": {"banana": 1}}, 400, "unknown field: heedful.banana"),
-        ({"heedful": {"method": "magic"}}, 400, "unknown method"),
-        ({"heedful": {"method": "pasta:profile=/etc/passwd"}}, 400, "no file is read"),
-        ({"heedful": {"method": 'pasta:profile=["/etc/passwd"]'}}, 400, "no file is read"),
-        ({"heedful": {"method": "directer:ranking=[[1]]"}}, 400, "ranking"),
-        ({"heedful": {"method": "static:layers=[99]"}}, 400, "layer 99"),
-        ({"heedful": {"method": "instaboost", "strength": 3}}, 400, "takes no strength"),
-        ({"heedful": {"strength": -1}}, 400, "strength"),
-        ({"heedful": {"instructions": ["absent words"]}}, 400, "closest text"),
-        ({"heedful": {"instructions": []}}, 400, "heedful.instructions"),
-        ({"heedful": {"instructions": "system"}}, 400, "no message has the role"),
-        ({"heedful": {"strength": 2}, "messages": PLAIN}, 400, "nothing in it is marked"),
-        ({"heedful": {"trace": True}, "n": 2}, 400, "n: 1"),
-        ({"heedful": 7}, 400, "heedful"),
-    ],
-)
-def test_bad_requests(http: httpx.Client, more: dict[str, Any], status: int, says: str) -> None:
-    reply = http.post(CHAT, json=body(**more))
-    error = reply.json()["error"]
-    assert reply.status_code == status, error
-    assert says in error["message"]
-    assert error["type"] == "invalid_request_error"
-    assert set(error) == {"message", "type", "param", "code"}
-    assert "\n" not in error["message"]
-
-
-def test_what_asks_for_nothing_is_let_through(http: httpx.Client) -> None:
-    nothing = {
-        "tools": None,
-        "logit_bias": {},
-        "presence_penalty": 0,
-        "frequency_penalty": 0.0,
-        "stop": None,
-        "n": None,
-    }
-    reply = http.post(CHAT, json=body(**nothing, response_format={"type": "text"}, heedful=None, user="u"))
-    assert reply.status_code == 200, reply.text
-    assert http.post(CHAT, json=body(presence_penalty=False)).status_code == 400
-
-
-GOOD = json.dumps(body()).encode()
+def test_the_command_serves_until_sigterm(tmp_path: Path) -> None:
+    """A stream that runs when SIGTERM comes is finished; then the port is free and the exit code 0."""
+    keys = tmp_path / "keys"
+    keys.write_text("# ours\n\nopen-sesame\n")
+    command = [sys.executable, "-u", "-c", "from heedful.cli import main; main()", "serve", "--port", "0"]
+    command += ["--api-key-file", str(keys), "--max-context", "256", "--max-batch", "2", "--dtype", "float32"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment, text=True
+    ) as server:
+        assert server.stdout is not None
+        line, heeds = server.stdout.readline(), server.stdout.readline()
+        assert "SmolLM2" in line
+        assert "2 answers at a time, 256 tokens each" in heeds
+        url = re.findall(r"http://127\.0\.0\.1:\d+", line)[0]
+        client = openai.OpenAI(base_url=f"{url}/v1", api_key="open-sesame", max_retries=5)
+        model = client.models.list().data[0].id
+        stream = client.chat.completions.create(model=model, messages=ASK, max_tokens=40, stream=True)
+        chunks = [next(stream), next(stream)]
+        server.send_signal(signal.SIGTERM)
+        chunks += stream
+        assert chunks[-1].choices[0].finish_reason in ("length", "stop")
+        client.close()
+        _, err = server.communicate(timeout=60)
+    assert server.returncode == 0
+    assert "Traceback" not in err
+    assert "open-sesame" not in err
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(f"{url}/health")
 
 
 @pytest.mark.parametrize(
-    ("data", "status", "says"),
+    ("words", "says"),
     [
-        (b"", 400, ""),
-        (b"{", 400, "JSON"),
-        (b"null", 400, ""),
-        (b"[]", 400, ""),
-        (b'"' + b"x" * 100, 400, "JSON"),
-        (GOOD.replace(b"4}", b"NaN}"), 400, "max_tokens"),
-        (GOOD.replace(b"4}", b'4, "temperature": NaN}'), 400, "temperature"),
-        (GOOD.replace(b"4}", b'4, "temperature": 1e999}'), 400, "temperature"),
-        (GOOD.replace(b"4}", b'4, "temperature": ' + b"9" * 400 + b"}"), 400, "temperature"),
-        (GOOD.replace(b"4}", b'4, "seed": ' + b"9" * 5000 + b"}"), 400, ""),
-        (GOOD.replace(b"4}", b'4, "heedful": {"strength": Infinity}}'), 400, "strength"),
-        (GOOD.replace(b"Japan", b"\xff\xfe"), 400, ""),
-        (GOOD.replace(b"Japan", b"\\ud800"), 400, "surrogate"),
-        (GOOD.replace(b"4}", b'4, "\\ud800": 1}'), 400, "unknown field"),
-        (GOOD.replace(b"4}", b'4, "' + b"k" * 90_000 + b'": 1}'), 400, "unknown field"),
-        (b"[" * 33, 400, "32 levels"),
-        (b'{"messages":' * 1000, 400, "32 levels"),
-        (b"[" * 900_000, 400, "32 levels"),
-        (b'"' + b'\\"' * 400_000 + b"\\", 400, "JSON"),
-        (b" " * (1 << 20) + b"x", 413, "at most 1048576"),
+        (["--host", "0.0.0.0"], "--insecure"),
+        (["--api-key-file", "/no/file"], "cannot read the API keys"),
+        (["--api-key-file", os.devnull], "no API key"),
+        (["--heed", "all"], "unknown heed"),
+        (["--method", "magic"], "unknown method"),
+        (["--time-limit", "0"], "seconds"),
+        (["--max-batch", "0"], "max-batch"),
+        (["--max-context", "9000"], "8192"),
+        (["--max-batch", "100000", "--max-context", "8192"], "GiB"),
+        (["--host", "no.such.host.invalid", "--insecure"], "cannot listen"),
     ],
 )
-@pytest.mark.parametrize("path", [CHAT, TEXT])
-def test_malformed_bodies(http: httpx.Client, path: str, data: bytes, status: int, says: str) -> None:
-    begun = time.monotonic()
-    reply = http.post(path, content=data, headers={"Content-Type": "application/json"})
-    assert reply.status_code == status
-    error = reply.json()["error"]
-    assert path == TEXT or says in error["message"]
-    assert len(error["message"]) <= 600
-    assert time.monotonic() - begun < 2
+def test_the_command_refuses(words: list[str], says: str, lm: heedful.LM, monkeypatch: Any, capsys: Any) -> None:
+    monkeypatch.setattr("heedful.generate.load", lambda *_, **__: lm)
+    monkeypatch.setattr(sys, "argv", ["heedful", "serve", "--port", "0", *words])
+    with pytest.raises(SystemExit) as caught:
+        cli.main()
+    out = capsys.readouterr()
+    assert (caught.value.code, out.out) == (2, "")
+    assert says in out.err
+    assert out.err.count("\n") == 1
 
 
-def test_a_body_without_length_is_bounded(http: httpx.Client) -> None:
-    reply = http.post(CHAT, content=iter([b" " * 65536] * 20), headers={"Content-Type": "application/json"})
-    assert reply.status_code == 413
+def test_a_taken_port_is_said() -> None:
+    taken = run.listen("127.0.0.1", 0)
+    taken.listen()
+    with closing(taken), pytest.raises(heedful.OptionError, match="cannot listen"):
+        run.listen("127.0.0.1", taken.getsockname()[1])
 
 
-def test_a_needle_in_a_long_prompt_is_refused_soon(http: httpx.Client) -> None:
-    begun = time.monotonic()
-    ask = body(messages=[{"role": "user", "content": "x" * 900_000}], heedful={"instructions": ["y"]})
-    assert http.post(CHAT, json=ask).status_code == 400
-    assert time.monotonic() - begun < 5
+@pytest.mark.parametrize(
+    ("host", "is_local"),
+    [("127.0.0.1", True), ("127.9.9.9", True), ("localhost", True), ("::1", True), ("[::1]", True), ("0.0.0.0", False),
+     ("192.168.0.1", False), ("localhost.evil.example", False), ("", False), ("::", False)],
+)  # fmt: skip
+def test_loopback(host: str, is_local: bool) -> None:
+    assert is_loopback(host) is is_local
+
+
+def test_storage_fits_the_memory(tiny: heedful.LM) -> None:
+    whole = plan(tiny.engine, 4, None, free=1 << 34)
+    assert whole.context == 4096
+    small = plan(tiny.engine, 4, None, free=whole.num_bytes)
+    assert 4096 // 3 < small.context < 4096 // 2
+    assert small.num_bytes <= whole.num_bytes // 2
+    assert tiny.engine.slots(4, small.capacity).num_bytes == small.num_bytes
+    with pytest.raises(heedful.OptionError, match="max-context"):
+        plan(tiny.engine, 4, 4096, free=whole.num_bytes)
+
+
+def test_a_fair_queue() -> None:
+    queue: FairQueue[int] = FairQueue()
+    for owner, item in [("a", 1), ("a", 2), ("a", 3), ("b", 4), ("c", 5), ("b", 6)]:
+        queue.push(owner, item)
+    assert queue.remove(5)
+    assert not queue.remove(5)
+    assert len(queue) == 5
+    assert [queue.pop() for _ in range(5)] == [1, 4, 2, 6, 3]
+    with pytest.raises(IndexError):
+        queue.pop()

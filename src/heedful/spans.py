@@ -18,7 +18,7 @@ from heedful.errors import OptionError, SpanError
 _TAG = re.compile(r"<(?P<slash>/?)heed(?=[\s/>]|\Z)(?P<attributes>[^<>]*)(?P<end>>?)", re.IGNORECASE)
 _WEIGHT = re.compile(r"""weight\s*=\s*(?:"([^"]*)"|'([^']*)'|([^\s"'=/]+))""", re.IGNORECASE)
 _LONGEST_COMPARED = 120  # characters of a needle that `nearest` looks at
-_LONGEST_SEARCHED = 50_000  # characters of a text that it looks through: a refusal must not take seconds
+_MOST_PLACES = 50_000  # in a text where it looks first: a refusal must not take long
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,9 +105,8 @@ def find_substring(text: str, needle: str) -> list[tuple[int, int]]:
 def nearest(text: str, needle: str) -> str:
     """The passage of `text` that is most like `needle`: about as long, in whole words; empty only if `text` is blank.
 
-    Case is ignored. A long needle is compared by its beginning, and a long text is searched in its beginning.
+    Case is ignored. A long needle is compared by its beginning, so the time is linear in the length of `text`.
     """
-    text = text[:_LONGEST_SEARCHED]
     needle = needle.strip()[:_LONGEST_COMPARED].rstrip()
     size = max(len(needle), 1)
     last = max(len(text) - size, 0)
@@ -118,7 +117,7 @@ def nearest(text: str, needle: str) -> str:
         matcher.set_seq1(text[start : start + size].lower())
         return matcher.quick_ratio() if quick else matcher.ratio()
 
-    stride = max(size // 4, 1)
+    stride = max(size // 4, len(text) // _MOST_PLACES, 1)
     rough = heapq.nlargest(3, (*range(0, last, stride), last), key=lambda start: likeness(start, quick=True))
     close = {min(max(start + step, 0), last) for start in rough for step in range(-stride, stride + 1)}
     best = max(sorted(close), key=likeness)

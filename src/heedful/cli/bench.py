@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from heedful.cli import options
+from heedful.errors import OptionError
 
 if TYPE_CHECKING:
     from heedful.bench.overhead import Report
@@ -104,6 +105,40 @@ def methods(
         dtype=dtype,
     )
     _show(run(settings, profile=profile, long_prompt=long_prompt), as_json)
+
+
+@app.command()
+def serve(
+    model: options.Model = None,
+    clients: Annotated[int, typer.Option(help="Clients of the mixed load.")] = 64,
+    seconds: Annotated[float, typer.Option(help="Seconds of the mixed load.")] = 300.0,
+    batch: Annotated[int, typer.Option(help="Answers at a time.")] = 16,
+    tokens: Annotated[int, typer.Option(help="New tokens of the longest answers.")] = 64,
+    rounds: Annotated[int, typer.Option(help="Rounds of one client against many.")] = 3,
+    leavers: Annotated[int, typer.Option(help="Clients that disconnect.")] = 1000,
+    bodies: Annotated[int, typer.Option(help="Malformed requests.")] = 10_000,
+    threads: Threads = 2,
+    dtype: options.Dtype = "float32",
+    as_json: options.Json = False,
+) -> None:
+    """A server under load, with clients that leave, malformed requests, and a kill -9."""
+    try:
+        from heedful.bench.serve import Settings, run
+    except ImportError as error:
+        raise OptionError(f"the server needs its extra: pip install 'heedful[serve]' ({error})") from error
+    settings = Settings(
+        model=model,
+        clients=clients,
+        seconds=seconds,
+        batch=batch,
+        tokens=tokens,
+        rounds=rounds,
+        leavers=leavers,
+        bodies=bodies,
+        num_threads=threads,
+        dtype=dtype,
+    )
+    _show(run(settings), as_json)
 
 
 def _show(report: Report, as_json: bool) -> None:

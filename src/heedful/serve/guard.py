@@ -31,7 +31,7 @@ _TOKEN = re.compile(rb'"(?:[^"\\]|\\.)*(?:"|\\?\Z)|[\[{]|[\]}]', re.DOTALL)
 
 @dataclass(frozen=True)
 class Guard:
-    """Refuses before anything is parsed. `only_local`: the server is on loopback, so no other host name is meant.
+    """Refuses before anything is parsed. `only_local`: without keys, other host names than loopback's are not meant.
 
     `count(path, status)` hears of every answer.
     """
@@ -73,7 +73,7 @@ class Guard:
     def _check_host(self, host: str) -> None:
         """Against pages of other sites that let their name point here (DNS rebinding)."""
         name = host.rpartition(":")[0] if re.search(r":\d*\Z", host) else host
-        if self.only_local and not is_loopback(name):
+        if self.only_local and not self.keys and not is_loopback(name):
             raise RequestError(421, "this server listens on loopback and answers to its names only, as localhost")
 
     def _owner(self, path: str, headers: Headers) -> str | None:

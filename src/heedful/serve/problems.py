@@ -16,6 +16,7 @@ from heedful.serve.protocol import BusyError, EngineError, StoppingError
 from heedful.spans import excerpt
 
 LONGEST = 600  # characters of a message
+VAGUE = {"literal_error": 1, "string_type": 2, "list_type": 2, "model_type": 2, "model_attributes_type": 2}
 
 
 class RequestError(HeedfulError):
@@ -99,8 +100,9 @@ async def _by_status(request: Request, error: Exception) -> JSONResponse:
 
 async def _invalid(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
-    first = error.errors()[0]
-    where = _path(first["loc"])
+    # A field that may be one thing or another is complained of twice; what stands deepest tells most.
+    first = min(error.errors(), key=lambda one: (-len(one["loc"]), VAGUE.get(one["type"], 0)))
+    where = _path(first["loc"], error.body, is_missing=first["type"] == "missing")
     if first["type"] == "json_invalid":
         reason = first.get("ctx", {}).get("error", "it cannot be read")
         return Problem(400, f"the body is no JSON: {reason}", code="bad_json").response()
@@ -114,11 +116,16 @@ async def _invalid(request: Request, error: Exception) -> JSONResponse:
     return Problem(400, text, code="bad_value", param=where or None).response()
 
 
-def _path(loc: Sequence[Any]) -> str:
-    """Where in the body, as in `messages[0].content`."""
+def _path(loc: Sequence[Any], body: Any, *, is_missing: bool) -> str:
+    """Where in the body, as in `messages[0].content`; names of types, which pydantic puts between, are left out."""
     path = ""
     for part in loc[1:]:
-        path += f"[{part}]" if isinstance(part, int) else f".{part}"
+        if isinstance(part, int) and isinstance(body, list):
+            path += f"[{part}]"
+            body = body[part]
+        elif isinstance(body, dict) and (part in body or is_missing):
+            path += f".{part}"
+            body = body.get(part)
     return path.removeprefix(".")
 
 

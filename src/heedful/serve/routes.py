@@ -26,16 +26,18 @@ ERROR = {
     "description": "OpenAI's error object.",
     "content": {"application/json": {"schema": {"type": "object", "required": ["error"]}}},
 }
-ERRORS: dict[int | str, dict[str, Any]] = dict.fromkeys((400, 401, 404, 408, 413, 421, 429, 500, 503, 504), ERROR)
+# With a "default", FastAPI does not promise the 422 that is never sent.
+ERRORS: dict[int | str, dict[str, Any]] = dict.fromkeys((400, 401, 404, 413, 429, 500, 503, 504, "default"), ERROR)
+ANSWER = {"content": {"application/json": {}, "text/event-stream": {}}, "description": "As in OpenAI's API."}
 
 
-@router.post("/v1/chat/completions", responses=ERRORS, tags=["OpenAI"])
+@router.post("/v1/chat/completions", responses={200: ANSWER, **ERRORS}, tags=["OpenAI"])
 async def chat_completions(body: ChatRequest, request: Request) -> Response:
     """Answer a conversation; as a stream of server-sent events with `stream`."""
     return await _answer(_service(request).chat(body, request.scope.get("heedful.owner")), body, request)
 
 
-@router.post("/v1/completions", responses=ERRORS, tags=["OpenAI"])
+@router.post("/v1/completions", responses={200: ANSWER, **ERRORS}, tags=["OpenAI"])
 async def completions(body: CompletionRequest, request: Request) -> Response:
     """Continue a text as it stands."""
     return await _answer(_service(request).completion(body, request.scope.get("heedful.owner")), body, request)
@@ -47,7 +49,7 @@ async def models(request: Request) -> dict[str, Any]:
     return {"object": "list", "data": [_model(request)]}
 
 
-@router.get("/v1/models/{name:path}", responses={401: ERROR, 404: ERROR}, tags=["OpenAI"])
+@router.get("/v1/models/{name:path}", responses={401: ERROR, 404: ERROR, "default": ERROR}, tags=["OpenAI"])
 async def model(name: str, request: Request) -> dict[str, Any]:
     """The model of that name."""
     found = _model(request)

@@ -6,7 +6,7 @@ import asyncio
 import signal
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import uvicorn
@@ -26,6 +26,7 @@ class Server(uvicorn.Server):
             log_level="warning",
             access_log=False,
             server_header=False,
+            ws="none",
             timeout_graceful_shutdown=int(grace_seconds) + BACKSTOP_SECONDS,
         )
         super().__init__(config)
@@ -45,15 +46,15 @@ class Server(uvicorn.Server):
 def listen(host: str, port: int) -> socket.socket:
     """A bound socket; it takes no connection before the server runs. Raises `OptionError` where that cannot be had."""
     try:
-        family, kind, protocol, _, address = socket.getaddrinfo(
-            host.strip("[]"), port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        bound = socket.socket(family, kind, protocol)
-        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        bound.bind(address)
+        found = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        family, kind, protocol, _, place = found[0]
+        with ExitStack() as on_failure:
+            bound = on_failure.enter_context(socket.socket(family, kind, protocol))
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            bound.bind(place)
+            on_failure.pop_all()
     except (OSError, OverflowError, UnicodeError) as error:
         raise OptionError(f"cannot listen on {host}:{port}: {error}") from error
-    bound.set_inheritable(True)
     return bound
 
 
@@ -72,7 +73,6 @@ def serve(app: Any, engine: Engine, bound: socket.socket, grace_seconds: float, 
             Server(app, engine, grace_seconds).run(sockets=[bound])
     finally:
         engine.stop()
-        bound.close()
 
 
 @contextmanager

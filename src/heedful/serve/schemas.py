@@ -44,6 +44,8 @@ IN_MESSAGES: dict[str, tuple[Any, ...]] = {
     "tool_call_id": (),
     "tool_calls": ([],),
 }
+Texts = Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1, max_length=64)]
+StopText = Annotated[str, Field(min_length=1, max_length=256)]
 
 
 def _without_nothing(values: Any, known: dict[str, tuple[Any, ...]]) -> Any:
@@ -77,11 +79,8 @@ class _Optional(_Strict):
 class Heedful(_Optional):
     """How a request is steered; all of it may be left out."""
 
-    instructions: list[Annotated[str, Field(min_length=1)]] | Literal["system", "user", "assistant"] | None = Field(
-        None,
-        description="Exact texts to heed, wherever they stand, or a role whose messages are heeded whole.",
-        min_length=1,
-        max_length=64,
+    instructions: Texts | Literal["system", "user", "assistant"] | None = Field(
+        None, description="Exact texts to heed, wherever they stand, or a role whose messages are heeded whole."
     )
     method: str | None = Field(
         None, max_length=1000, description="A method and its options, as in `directer` or `spotlight:target=0.3`."
@@ -132,7 +131,7 @@ class _Request(_Strict):
     temperature: float = Field(0.0, ge=0, le=2, description="0, the default, is greedy.")
     top_p: float = Field(1.0, gt=0, le=1)
     seed: int | None = Field(None, ge=0, lt=2**63, description="The same seed gives the same text, whoever else asks.")
-    stop: str | Annotated[list[str], Field(max_length=16)] | None = None
+    stop: StopText | Annotated[list[StopText], Field(max_length=16)] | None = None
     n: int = Field(1, ge=1, le=128)
     stream: bool = False
     stream_options: StreamOptions | None = None
@@ -150,8 +149,6 @@ class _Request(_Strict):
             raise _wrong("stream_options needs stream: true")
         if self.wants_trace and self.n > 1:
             raise _wrong(f"heedful.trace needs n: 1; got {self.n}")
-        if "" in self.stops:
-            raise _wrong("a stop string is empty")
         return self
 
     @property

@@ -13,7 +13,7 @@ from heedful.errors import OptionError
 
 SHARE = 0.5  # of what memory is free, for keys and values
 SMALLEST = 256
-WITHOUT_LIMIT = 4096  # where the model does not say how much it reads
+USUAL = 4096  # tokens, where nobody says how many: all slots are reserved at start
 
 
 @dataclass(frozen=True)
@@ -27,16 +27,15 @@ class Storage:
 
 
 def plan(engine: Engine, num_slots: int, context: int | None, free: int | None = None) -> Storage:
-    """Slots of `context` tokens, or, for None, of the model's own context as far as half the free memory goes.
+    """Slots of `context` tokens; for None of the model's own, at most 4096, as far as half the free memory goes.
 
     `free`: bytes to reckon with; None asks the device. Raises `OptionError` where the model reads less than is asked
     for, or the memory is too small.
     """
-    longest = engine.context_length or WITHOUT_LIMIT
     if context is not None and engine.context_length is not None and context > engine.context_length:
         raise OptionError(f"the model's context is {engine.context_length} tokens, not {context}")
     budget = int(SHARE * (free_bytes(engine.device) if free is None else free))
-    wanted = longest if context is None else context
+    wanted = min(USUAL, engine.context_length or USUAL) if context is None else context
     found = sized(engine, num_slots, wanted)
     if found.num_bytes <= budget:
         return found

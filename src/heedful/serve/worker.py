@@ -110,6 +110,10 @@ class TransformersEngine:
     def submit(self, tokens: tuple[int, ...], span: TokenSpan, settings: Settings) -> Ticket:
         """Queues a request; see `protocol.Engine.submit`."""
         needed = len(tokens) + settings.max_new_tokens
+        if len(tokens) >= self.context_length:
+            raise ContextLengthError(
+                f"the prompt has {len(tokens)} tokens, but this server holds {self.context_length}"
+            )
         if needed > self.context_length:
             raise ContextLengthError(
                 f"prompt and answer need {len(tokens)} + {settings.max_new_tokens} = {needed} tokens, "

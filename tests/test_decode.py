@@ -1,0 +1,208 @@
+"""What a long-lived decoder does besides: requests leave, long prompts are read in pieces, prefixes are reused."""
+
+from dataclasses import replace
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+
+import families
+from heedful import InstABoost, KeyScaling
+from heedful.answer import Answer, Request, capacity_for
+from heedful.contrast import ContextAware
+from heedful.decode import Decoder
+from heedful.engine import Engine
+from heedful.held import Held, num_shared
+from helpers import directer, new_tokens, request, run
+
+PROMPT, SPAN = families.prompt(), families.SPAN
+LONG = families.prompt(1, length=120)
+
+
+@cache
+def engine() -> Engine:
+    return Engine(families.build("llama"))
+
+
+def decoder(num_slots: int = 2, **more: Any) -> Decoder:
+    return Decoder(engine(), num_slots, 320, **more)
+
+
+def drained(one: Decoder, *requests: Request) -> list[Answer]:
+    answers = [one.submit(r) for r in requests]
+    while not one.is_idle:
+        one.step()
+    return answers
+
+
+def alone(r: Request) -> list[int]:
+    return new_tokens(run(engine(), [r], r.num_slots)[0])
+
+
+KINDS = {
+    "plain": request(PROMPT),
+    "directer": request(PROMPT, directer(), SPAN),
+    "contrast": request(PROMPT, ContextAware().recipe(), SPAN),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("num_steps", [0, 1, 4])
+def test_leaving_frees_all_slots_at_once(kind: str, num_steps: int) -> None:
+    one = decoder()
+    answer = one.submit(KINDS[kind])
+    for _ in range(num_steps):
+        one.step()
+    assert one.num_running == min(num_steps, 1)
+    one.finish(answer)
+    assert (one.num_running, one.is_idle, one._free) == (0, True, [0, 1])
+    assert new_tokens(drained(one, KINDS["directer"])[0]) == alone(KINDS["directer"])
+
+
+def test_room() -> None:
+    one = decoder(3, max_running=2)
+    assert one.has_room(KINDS["contrast"])
+    first = one.submit(KINDS["contrast"])
+    assert one.has_room(KINDS["plain"])
+    assert not one.has_room(KINDS["contrast"])
+    one.step()
+    assert not one.has_room(KINDS["contrast"])
+    one.submit(KINDS["plain"])
+    assert not one.has_room(KINDS["plain"])
+    one.finish(first)
+    assert one.has_room(KINDS["contrast"])
+
+
+def test_reset_after_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    one = decoder()
+    for kind in (*KINDS.values(), KINDS["plain"]):
+        one.submit(kind)
+    one.step()
+    with monkeypatch.context() as patch:
+        patch.setattr(engine(), "forward", lambda *_, **__: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            one.step()
+    one.reset()
+    assert (one.is_idle, one._free) == (True, [0, 1])
+    assert new_tokens(drained(one, KINDS["directer"])[0]) == alone(KINDS["directer"])
+
+
+@pytest.mark.parametrize("recipe", [None, directer()])
+def test_a_long_prompt_holds_nobody_up(recipe: Any) -> None:
+    """While 120 tokens are read 8 at a time, whoever decodes goes on at every step; the answers are the same."""
+    short, long = request(PROMPT, new=40), request(LONG, recipe, range(20, 26), new=8)
+    one = decoder(prefill_tokens=8)
+    running = one.submit(short)
+    while not new_tokens(running):
+        one.step()
+    late = one.submit(long)
+    steps = 0
+    while not new_tokens(late):
+        before = len(running.token_ids)
+        one.step()
+        steps += 1
+        assert len(running.token_ids) > before
+    assert steps >= 15
+    while not one.is_idle:
+        one.step()
+    assert new_tokens(running) == alone(short)
+    assert new_tokens(late) == alone(long)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_likeliest_tokens(kind: str) -> None:
+    one, wanted = decoder(), replace(KINDS[kind], num_top=4)
+    one.submit(wanted)
+    seen = []
+    while not one.is_idle:
+        seen += one.step()
+    for emitted in seen:
+        chances = torch.tensor([value for _, value in emitted.top]).exp()
+        assert len(emitted.top) == 4
+        assert chances[0].item() == pytest.approx(emitted.step.p_top, rel=1e-4)
+        told = dict(emitted.top)
+        if emitted.step.token_id in told:
+            assert told[emitted.step.token_id] == pytest.approx(torch.tensor(emitted.step.p_raw).log().item(), abs=1e-4)
+    assert any(emitted.step.changed for emitted in seen) == (kind != "plain")
+
+
+# -- prefixes
+
+
+@pytest.mark.parametrize("recipe", [None, directer(), ContextAware().recipe()])
+def test_a_next_turn_reads_only_what_is_new(recipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = decoder(4, reuses_prefixes=True)
+    first = drained(one, request(LONG, recipe, SPAN, new=12))[0]
+    # the last token was never computed: nothing is stored of it
+    turn = request([*first.token_ids[:-1], *families.prompt(2, length=9)], recipe, SPAN, new=12)
+    chunks, forward = [], engine().forward
+
+    def noted(slots: Any, rows: Any, parts: Any = (), **more: Any) -> Any:
+        chunks.extend(parts)
+        return forward(slots, rows, parts, **more)
+
+    monkeypatch.setattr(engine(), "forward", noted)
+    second = drained(one, turn)[0]
+    assert second.num_reused == len(first.token_ids) - 1
+    if second.twin is None:
+        assert second.slot == first.slot
+        assert sum(len(chunk.tokens) for chunk in chunks) <= 9
+    assert new_tokens(second) == alone(turn)
+    assert second.ranking == run(engine(), [turn], turn.num_slots)[0].ranking
+
+
+@pytest.mark.parametrize(
+    ("method", "prompt_reused", "answer_reused"),
+    [(KeyScaling(2.0), True, False), (InstABoost(), False, False)],
+)
+def test_steered_keys_are_not_reused(method: Any, prompt_reused: bool, answer_reused: bool) -> None:
+    recipe = method.recipe()
+    one = decoder(1, reuses_prefixes=True)
+    first = drained(one, request(LONG, recipe, SPAN, new=12))[0]
+    turn = request([*first.token_ids, *families.prompt(2, length=9)], new=6)
+    second = drained(one, turn)[0]
+    assert second.num_reused == (len(LONG) - 1 if prompt_reused else 0)
+    assert new_tokens(second) == alone(turn)
+    again = request([*second.token_ids, 1, 2, 3], recipe, SPAN, new=6)
+    third = drained(one, again)[0]
+    assert (third.num_reused > 0) == prompt_reused
+    assert new_tokens(third) == alone(again)
+
+
+def test_a_request_that_left_leaves_what_it_read() -> None:
+    one = decoder(1, prefill_tokens=32, reuses_prefixes=True)
+    answer = one.submit(request(LONG, directer(), SPAN))
+    for _ in range(2):
+        one.step()
+    one.finish(answer)
+    again = request(LONG, directer(), SPAN)
+    second = drained(one, again)[0]
+    assert second.num_reused == 64
+    assert new_tokens(second) == alone(again)
+    third = drained(one, again)[0]
+    assert third.num_reused == len(LONG) - 1  # the last token's logits are wanted
+    assert new_tokens(third) == alone(again)
+
+
+def test_which_slot_is_taken() -> None:
+    held = Held(3)
+    assert held.best([0, 1, 2], range(50)) == (0, 0)
+    held.keep(0, range(40))
+    held.keep(1, range(30))
+    held.keep(2, [7] * 40)
+    assert held.best([0, 1, 2], range(50)) == (0, 40)
+    assert held.best([1, 2], range(50)) == (1, 30)
+    assert held.best([0, 1, 2], [9, 9]) == (0, 0)  # the oldest
+    assert held.best([0, 1, 2], range(15)) == (0, 0)  # too little to keep
+    assert num_shared([1, 2, 3], [1, 2, 4, 5]) == 2
+    assert num_shared([], [1]) == 0
+
+
+def test_capacity_holds_whatever_fits_the_context() -> None:
+    from heedful.serve.storage import sized
+
+    for context in (64, 100, 512):
+        capacity = sized(engine(), 1, context).capacity
+        for prompt in range(1, context):
+            assert capacity_for(request([1] * prompt, new=context - prompt), engine().num_layers) <= capacity

@@ -1,0 +1,189 @@
+"""What a server refuses: a request that is wrong in itself gets 4xx and one clear line, never a 5xx, never a crash."""
+
+import json
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+
+import heedful
+from heedful.serve.worker import Limits
+from serving import CHAT, PLAIN, TEXT, body, running
+
+
+@pytest.fixture(scope="module")
+def http(tiny: heedful.LM) -> Iterator[httpx.Client]:
+    with running(tiny) as here:
+        yield here.http()
+
+
+LONG = {"messages": [{"role": "user", "content": "word " * 600}]}
+
+
+@pytest.mark.parametrize(
+    ("more", "status", "says"),
+    [
+        ({"model": "gpt-4"}, 404, "this server has 'm'"),
+        ({"messages": []}, 400, "messages"),
+        ({"messages": [{"role": "user", "content": ""}]}, 400, "empty"),
+        ({"messages": [{"role": "robot", "content": "x"}]}, 400, "messages[0].role"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]}, 400, "messages[0]"),
+        (
+            {"messages": [{"role": "user", "content": "x", "tool_calls": [1]}]},
+            400,
+            "messages[0].tool_calls is not supp",
+        ),
+        ({"messages": [{"role": "user", "content": "a <heed>b"}]}, 400, "never closed"),
+        ({**LONG}, 400, "512"),
+        ({"max_tokens": 501}, 400, "at most 500"),
+        ({"max_tokens": 490}, 400, "this server holds 512"),
+        ({"max_tokens": 0}, 400, "max_tokens"),
+        ({"max_tokens": 3, "max_completion_tokens": 4}, 400, "one of them"),
+        ({"temperature": -1}, 400, "temperature"),
+        ({"temperature": "hot"}, 400, "temperature"),
+        ({"top_p": 0}, 400, "top_p"),
+        ({"seed": -1}, 400, "seed"),
+        ({"seed": 1.5}, 400, "seed"),
+        ({"n": 17}, 400, "at most 16"),
+        ({"stop": [""]}, 400, "stop[0]: String should have at least 1 character"),
+        ({"stop": ["x"] * 17}, 400, "stop"),
+        ({"stop": "x" * 257}, 400, "stop: String should have at most 256"),
+        ({"stream_options": {"include_usage": True}}, 400, "stream: true"),
+        ({"top_logprobs": 2}, 400, "logprobs: true"),
+        ({"top_logprobs": 21, "logprobs": True}, 400, "top_logprobs"),
+        ({"tools": [{"type": "function"}]}, 400, "tools is not supported"),
+        ({"frequency_penalty": 0.5}, 400, "frequency_penalty is not supported"),
+        ({"response_format": {"type": "json_object"}}, 400, "response_format is not supported"),
+        ({"banana": 1}, 400, "unknown field: banana"),
+        ({"heedful": {"banana": 1}}, 400, "unknown field: heedful.banana"),
+        ({"heedful": {"method": "magic"}}, 400, "unknown method"),
+        ({"heedful": {"method": "pasta:profile=/etc/passwd"}}, 400, "no file is read"),
+        ({"heedful": {"method": 'pasta:profile=["/etc/passwd"]'}}, 400, "no file is read"),
+        ({"heedful": {"method": "directer:ranking=[[1]]"}}, 400, "ranking"),
+        ({"heedful": {"method": "static:layers=[99]"}}, 400, "layer 99"),
+        ({"heedful": {"method": "instaboost", "strength": 3}}, 400, "takes no strength"),
+        ({"heedful": {"strength": -1}}, 400, "strength"),
+        ({"heedful": {"instructions": ["absent words"]}}, 400, "closest text"),
+        ({"heedful": {"instructions": []}}, 400, "heedful.instructions: List should have at least 1"),
+        ({"heedful": {"instructions": "admin"}}, 400, "heedful.instructions: Input should be 'system'"),
+        ({"heedful": {"instructions": [3]}}, 400, "heedful.instructions[0]: "),
+        ({"messages": [{"content": "x"}]}, 400, "messages[0].role: Field required"),
+        ({"messages": [{"role": "user", "content": 3}]}, 400, "messages[0].content: "),
+        ({"heedful": {"instructions": "system"}}, 400, "no message has the role"),
+        ({"heedful": {"strength": 2}, "messages": PLAIN}, 400, "nothing in it is marked"),
+        ({"heedful": {"trace": True}, "n": 2}, 400, "n: 1"),
+        ({"heedful": 7}, 400, "heedful"),
+    ],
+)
+def test_bad_requests(http: httpx.Client, more: dict[str, Any], status: int, says: str) -> None:
+    reply = http.post(CHAT, json=body(**more))
+    error = reply.json()["error"]
+    assert reply.status_code == status, error
+    assert says in error["message"]
+    assert error["type"] == "invalid_request_error"
+    assert set(error) == {"message", "type", "param", "code"}
+    assert "\n" not in error["message"]
+
+
+def test_what_asks_for_nothing_is_let_through(http: httpx.Client) -> None:
+    nothing = {
+        "tools": None,
+        "logit_bias": {},
+        "presence_penalty": 0,
+        "frequency_penalty": 0.0,
+        "stop": None,
+        "n": None,
+    }
+    reply = http.post(CHAT, json=body(**nothing, response_format={"type": "text"}, heedful=None, user="u"))
+    assert reply.status_code == 200, reply.text
+    assert http.post(CHAT, json=body(presence_penalty=False)).status_code == 400
+
+
+GOOD = json.dumps(body()).encode()
+
+
+@pytest.mark.parametrize(
+    ("data", "status", "says"),
+    [
+        (b"", 400, ""),
+        (b"{", 400, "JSON"),
+        (b"null", 400, ""),
+        (b"[]", 400, ""),
+        (b'"' + b"x" * 100, 400, "JSON"),
+        (GOOD.replace(b"4}", b"NaN}"), 400, "max_tokens"),
+        (GOOD.replace(b"4}", b'4, "temperature": NaN}'), 400, "temperature"),
+        (GOOD.replace(b"4}", b'4, "temperature": 1e999}'), 400, "temperature"),
+        (GOOD.replace(b"4}", b'4, "temperature": ' + b"9" * 400 + b"}"), 400, "temperature"),
+        (GOOD.replace(b"4}", b'4, "seed": ' + b"9" * 5000 + b"}"), 400, ""),
+        (GOOD.replace(b"4}", b'4, "heedful": {"strength": Infinity}}'), 400, "strength"),
+        (GOOD.replace(b"Japan", b"\xff\xfe"), 400, ""),
+        (GOOD.replace(b"Japan", b"\\ud800"), 400, "surrogate"),
+        (GOOD.replace(b"4}", b'4, "\\ud800": 1}'), 400, "unicode"),
+        (GOOD.replace(b"4}", b'4, "' + b"k" * 90_000 + b'": 1}'), 400, "unknown field"),
+        (b"[" * 33, 400, "32 levels"),
+        (b'{"messages":' * 1000, 400, "32 levels"),
+        (b"[" * 900_000, 400, "32 levels"),
+        (b'"' + b'\\"' * 400_000 + b"\\", 400, "JSON"),
+        (b" " * (1 << 20) + b"x", 413, "at most 1048576"),
+    ],
+)
+@pytest.mark.parametrize("path", [CHAT, TEXT])
+def test_malformed_bodies(http: httpx.Client, path: str, data: bytes, status: int, says: str) -> None:
+    begun = time.monotonic()
+    reply = http.post(path, content=data, headers={"Content-Type": "application/json"})
+    assert reply.status_code == status
+    error = reply.json()["error"]
+    assert path == TEXT or says in error["message"]
+    assert len(error["message"]) <= 600
+    assert time.monotonic() - begun < 2
+
+
+def test_a_body_without_length_is_bounded(http: httpx.Client) -> None:
+    reply = http.post(CHAT, content=iter([b" " * 65536] * 20), headers={"Content-Type": "application/json"})
+    assert reply.status_code == 413
+
+
+def test_a_needle_in_a_long_prompt_is_refused_soon(http: httpx.Client) -> None:
+    begun = time.monotonic()
+    ask = body(messages=[{"role": "user", "content": "x" * 900_000}], heedful={"instructions": ["y"]})
+    assert http.post(CHAT, json=ask).status_code == 400
+    assert time.monotonic() - begun < 5
+
+
+MODES = (schemathesis.GenerationMode.POSITIVE, schemathesis.GenerationMode.NEGATIVE)
+DECLARED = {200, 400, 404, 413, 429}
+
+
+def test_whatever_the_schema_allows_or_forbids(tiny: heedful.LM) -> None:
+    with running(tiny, max_tokens=4, limits=Limits(max_running=4, max_queue=16)) as here:
+        http = here.http()
+        schema = schemathesis.openapi.from_url(f"{here.url}/openapi.json").include(method="POST")
+        seen: set[int] = set()
+
+        @settings(
+            max_examples=40,
+            deadline=None,
+            database=None,
+            derandomize=True,
+            phases=[Phase.generate],
+            suppress_health_check=list(HealthCheck),
+        )
+        @given(case=st.one_of(*(schema.as_strategy(mode) for mode in MODES)))
+        def check(case: Any) -> None:
+            if isinstance(case.body, dict) and isinstance(case.body.get("model"), str):
+                case.body["model"] = "m"  # else all that comes behind it is never met
+            reply = case.call()
+            seen.add(reply.status_code)
+            assert reply.status_code in DECLARED, reply.text
+            if reply.status_code != 200:
+                assert set(json.loads(reply.content)["error"]) == {"message", "type", "param", "code"}
+
+        check()
+        assert {200, 400} <= seen
+        assert http.get("/health").json()["engine_failures"] == 0
+        here.wait(lambda status: status.num_running == status.num_waiting == 0)
