@@ -1,6 +1,7 @@
 """Heedful: language models that heed their instructions."""
 
 from heedful import hf
+from heedful.chat import Chat
 from heedful.comparison import Compared, compare
 from heedful.contrast import Anchoring, ContextAware
 from heedful.directer import Directer
@@ -29,6 +30,7 @@ __version__ = "0.1.0"
 __all__ = [
     "LM",
     "Anchoring",
+    "Chat",
     "Compared",
     "ContextAware",
     "ContextLengthError",

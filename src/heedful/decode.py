@@ -62,6 +62,13 @@ class Decoder:
         running = self.num_running + len(self._waiting)
         return running < self.max_running and len(self._free) >= ahead + request.num_slots
 
+    def take_over(self, other: Decoder) -> None:
+        """Holds what the idle decoder `other` holds, so that it is not read again; both must reuse prefixes."""
+        assert self._held is not None
+        assert other._held is not None
+        self.slots.take_over(other.slots)
+        self._held.take_over(other._held)
+
     @property
     def num_running(self) -> int:
         """Answers in slots."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
@@ -23,6 +23,9 @@ from heedful.spans import TokenSpan
 from heedful.text import TextStream
 from heedful.trace import Stats, Step, Trace
 
+if TYPE_CHECKING:
+    from heedful.chat import Chat
+
 DEFAULT_NEW_TOKENS = 256
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
@@ -32,7 +35,8 @@ class Job:
     """One prompt and how to answer it.
 
     `method` None is plain decoding; with a method, something must be marked. `max_new_tokens` None: 256, or what the
-    context leaves. `stop`: strings that end the answer and are not part of it. `raw`: no chat template.
+    context leaves. `stop`: strings that end the answer and are not part of it. `raw`: no chat template. `tags=False`:
+    `<heed>` in the prompt is text like any other.
     """
 
     prompt: Messages
@@ -42,6 +46,7 @@ class Job:
     sampling: Sampling = Sampling()
     stop: Sequence[str] = ()
     raw: bool = False
+    tags: bool = True
 
 
 @dataclass(frozen=True)
@@ -123,16 +128,18 @@ class LM:
         """Events of all `jobs` as they come; `Event.index` tells whose."""
         whole("num_slots", num_slots, low=1)
         listed = [job if isinstance(job, Job) else Job(job) for job in jobs]
-        answers = [_Answering(self, index, job) for index, job in enumerate(listed)]
+        answers = [Answering(self, index, job) for index, job in enumerate(listed)]
         return self._run(answers, num_slots)
 
-    def encode(self, prompt: Messages, instructions: Instructions = None, *, raw: bool = False) -> EncodedPrompt:
+    def encode(
+        self, prompt: Messages, instructions: Instructions = None, *, raw: bool = False, tags: bool = True
+    ) -> EncodedPrompt:
         """The prompt as the model reads it, and which tokens are marked."""
-        return encode(self.tokenizer, prompt, instructions, raw=raw)
+        return encode(self.tokenizer, prompt, instructions, raw=raw, tags=tags)
 
     def request(self, job: Job) -> Request:
         """What the decoder is asked for a job. Raises the `HeedfulError` that generating it would."""
-        return _Answering(self, 0, job).request
+        return Answering(self, 0, job).request
 
     def request_for(
         self,
@@ -160,18 +167,19 @@ class LM:
             eos_ids=self.eos_ids(),
         )
 
-    def _run(self, answers: list[_Answering], num_slots: int) -> Iterator[Event]:
+    def _run(self, answers: list[Answering], num_slots: int) -> Iterator[Event]:
         if not answers:
             return
         capacity = max(capacity_for(answer.request, self.engine.num_layers) for answer in answers)
         slots = slots_for([answer.request for answer in answers], num_slots)
         decoder = Decoder(self.engine, slots, capacity, max_running=num_slots)
-        waiting = {decoder.submit(answer.request): answer for answer in answers}
-        while not decoder.is_idle:
-            for emitted in decoder.step():
-                answer = waiting[emitted.answer]
-                if answer.result is None:
-                    yield answer.take(emitted, decoder)
+        yield from events(decoder, answers)
+
+    def chat(self, *, system: str | None = None, method: Method | None = Directer(), **options: Any) -> Chat:  # noqa: B008
+        """A conversation that keeps what it has read; see `Chat` for the options."""
+        from heedful.chat import Chat
+
+        return Chat(self, system=system, method=method, **options)
 
     def eos_ids(self) -> frozenset[int]:
         """Every EOS id of the model's generation config, or of its config where that names none."""
@@ -182,13 +190,13 @@ class LM:
         return frozenset()
 
 
-class _Answering:
+class Answering:
     """One job on its way to a result: checks it, then turns emitted tokens into events."""
 
     def __init__(self, lm: LM, index: int, job: Job) -> None:
         self.index, self.job = index, job
         self.result: Result | None = None
-        self.encoded = lm.encode(job.prompt, job.instructions, raw=job.raw)
+        self.encoded = lm.encode(job.prompt, job.instructions, raw=job.raw, tags=job.tags)
         if job.method is not None and not self.encoded.span:
             raise SpanError(
                 "nothing in the prompt is marked to be heeded: wrap it in <heed>…</heed>, name it in instructions, "
@@ -225,6 +233,16 @@ class _Answering:
         stats = emitted.answer.stats.over(self._steps)  # less what was settled behind a stop string
         self.result = Result(self._text.text, ids, reason, stats, trace)
         return Event(self.index, text, step, self.result)
+
+
+def events(decoder: Decoder, answers: Sequence[Answering]) -> Iterator[Event]:
+    """Submits all `answers` and runs `decoder` until it is idle."""
+    waiting = {decoder.submit(answer.request): answer for answer in answers}
+    while not decoder.is_idle:
+        for emitted in decoder.step():
+            answer = waiting[emitted.answer]
+            if answer.result is None:
+                yield answer.take(emitted, decoder)
 
 
 def room(prompt_tokens: int, wanted: int | None, context: int | None) -> int:

@@ -20,6 +20,11 @@ class Held:
         self._clock += 1
         self._tokens[slot], self._used[slot] = tuple(tokens), self._clock
 
+    def take_over(self, other: Held) -> None:
+        """Notes what `other` does, slot for slot."""
+        for slot, tokens in enumerate(other._tokens):
+            self.keep(slot, tokens)
+
     def best(self, free: Sequence[int], tokens: Sequence[int]) -> tuple[int, int]:
         """The slot of `free` to read `tokens` into, and how many of them it holds: the most, else the oldest slot."""
         shared = {slot: num_shared(self._tokens[slot], tokens) for slot in free}

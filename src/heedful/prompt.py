@@ -61,16 +61,19 @@ class _Mark:
     weight: float
 
 
-def encode(tokenizer: Any, prompt: Messages, instructions: Instructions = None, *, raw: bool = False) -> EncodedPrompt:
+def encode(
+    tokenizer: Any, prompt: Messages, instructions: Instructions = None, *, raw: bool = False, tags: bool = True
+) -> EncodedPrompt:
     """Tokens of `prompt`, and which of them its `<heed>` tags and `instructions` mark.
 
     A string is one turn of the user; `raw`, or a tokenizer without a chat template, takes it as plain text. A last
-    message of the assistant is continued. `instructions` is a role, whose messages are marked whole; or exact text; or
-    a list of exact texts (each marked wherever it stands), of (start, end) ranges and of `Span`s, both over a message's
-    content. Raises PromptError, SpanError, or TokenizerError if tokens are to be marked but cannot be located.
+    message of the assistant is continued. `tags=False`: `<heed>` is text like any other.
+    `instructions` is a role, whose messages are marked whole; or exact text; or a list of exact texts (each marked
+    wherever it stands), of (start, end) ranges and of `Span`s, both over a message's content. Raises PromptError,
+    SpanError, or TokenizerError if tokens are to be marked but cannot be located.
     """
     plain = raw or not getattr(tokenizer, "chat_template", None)
-    messages = _read(prompt, plain=plain)
+    messages = _read(prompt, plain=plain, tags=tags)
     marks = _marks(messages, instructions)
     render = _plain_text if plain else _through_template(tokenizer, messages)
     text = render([message.content for message in messages])
@@ -89,7 +92,7 @@ def encode(tokenizer: Any, prompt: Messages, instructions: Instructions = None, 
 # Messages
 
 
-def _read(prompt: Messages, *, plain: bool) -> list[_Message]:
+def _read(prompt: Messages, *, plain: bool, tags: bool) -> list[_Message]:
     """The checked messages of a prompt, at least one of them not blank."""
     if isinstance(prompt, str):
         prompt = [{"role": "user", "content": prompt}]
@@ -97,14 +100,14 @@ def _read(prompt: Messages, *, plain: bool) -> list[_Message]:
         raise PromptError("chat messages need a chat template, and none is used here; pass the prompt as one string")
     elif isinstance(prompt, bytes) or not isinstance(prompt, Sequence):
         raise PromptError(f"a prompt is a string or a list of messages, not {type(prompt).__name__}")
-    messages = [_message(index, fields) for index, fields in enumerate(prompt)]
+    messages = [_message(index, fields, tags) for index, fields in enumerate(prompt)]
     if not any(message.content.strip() for message in messages):
         raise PromptError("the prompt is empty")
     return messages
 
 
-def _message(index: int, fields: object) -> _Message:
-    """One message checked, its tags read."""
+def _message(index: int, fields: object, tags: bool) -> _Message:
+    """One message checked, its tags read where they are markup."""
     if not isinstance(fields, Mapping):
         raise PromptError(f"message {index} is a {type(fields).__name__}, not a mapping with a role and a content")
     role = fields.get("role")
@@ -115,7 +118,7 @@ def _message(index: int, fields: object) -> _Message:
         content.encode()
     except UnicodeEncodeError as error:
         raise PromptError(f"message {index} holds half a surrogate pair at character {error.start}") from None
-    clean, tagged = parse_tags(content)
+    clean, tagged = parse_tags(content) if tags else (content, ())
     return _Message(fields, role, clean, tagged)
 
 

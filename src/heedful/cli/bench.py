@@ -141,12 +141,31 @@ def serve(
     _show(run(settings), as_json)
 
 
+@app.command()
+def chat(
+    model: options.Model = None,
+    turns: Annotated[int, typer.Option(help="Turns of the conversation.")] = 10,
+    tokens: Annotated[int, typer.Option(help="New tokens a turn at most.")] = 64,
+    rounds: Annotated[int, typer.Option(help="Conversations.")] = 3,
+    threads: Threads = 2,
+    device: options.Device = "cpu",
+    dtype: options.Dtype = "bfloat16",
+    as_json: options.Json = False,
+) -> None:
+    """Time to the first token of each turn of a conversation, against reading it anew."""
+    from heedful.bench.chat import Settings, run
+
+    _show(run(Settings(model, turns, tokens, rounds, threads, device, dtype)), as_json)
+
+
 def _show(report: Report, as_json: bool) -> None:
     if as_json:
         print(json.dumps(asdict(report), ensure_ascii=False))
         return
     console = Console(highlight=False)
     for title, rows in (("tokens per second", report.speeds), ("figures", report.figures)):
+        if not rows:
+            continue
         table = Table(title=title, title_justify="left", box=None)
         for column in ("", "median", "min", "max"):
             table.add_column(column, justify="left" if not column else "right")

@@ -65,6 +65,11 @@ class Slots:
         self.lengths[slot], self.prompts[slot] = kept, num_tokens
         self.set_span(slot, positions, weights)
 
+    def take_over(self, other: Slots) -> None:
+        """Copies the keys and values of `other`, of the same model and no larger, into the first slots and columns."""
+        for mine, theirs in zip(self._blocks, other._blocks, strict=True):
+            mine[:, : other.num_slots, :, : other.capacity] = theirs
+
     def set_span(self, slot: int, positions: Sequence[int], weights: Sequence[float]) -> None:
         """Makes `positions` the span of `slot`; what is stored stays."""
         self.weights[slot] = 0.0
