@@ -166,7 +166,7 @@ class Chat:
 
     def fork(self) -> Chat:
         """The same conversation once more, to go on with independently; it reads what was read anew, once."""
-        twin = Chat(self.lm, method=self.method, policy=self.policy, when_full=self.when_full)  # type: ignore[arg-type]
+        twin = Chat(self.lm, method=self.method, policy=self.policy, when_full=self.when_full)
         twin.max_new_tokens, twin.sampling, twin.stop = self.max_new_tokens, self.sampling, self.stop
         twin.messages, twin.num_dropped = list(self.messages), self.num_dropped
         twin._rankings = dict(self._rankings)

@@ -6,7 +6,7 @@ import contextlib
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -47,8 +47,8 @@ def command(
     device: options.Device = "cpu",
     dtype: options.Dtype = "auto",
 ) -> None:
-    """Talk to the model. What you mark with <heed>…</heed>, and the system message, holds from turn to turn."""
-    given = {
+    """Talk to the model. What <heed>…</heed> marks, and the system message, holds from turn to turn; /help for more."""
+    given: dict[str, Any] = {
         "method": parse_method(method),
         "policy": policy,
         "when_full": when_full,
@@ -58,7 +58,7 @@ def command(
     if load is not None and system is not None:
         raise OptionError("a saved conversation has its own system message: give --load or --system")
     lm = options.load_quietly(model, device, dtype)
-    chat = Chat.load(lm, load, **given) if load is not None else Chat(lm, system=system, **given)  # type: ignore[arg-type]
+    chat = Chat.load(lm, load, **given) if load is not None else Chat(lm, system=system, **given)
     Session(lm, chat, given, Console(highlight=False)).run(lines())
 
 
@@ -78,7 +78,7 @@ def lines() -> Iterator[str]:
 class Session:
     """The loop: a line is a message or a command; an error is said, and the conversation goes on as it was."""
 
-    def __init__(self, lm: LM, chat: Chat, given: dict[str, object], console: Console) -> None:
+    def __init__(self, lm: LM, chat: Chat, given: dict[str, Any], console: Console) -> None:
         self.lm, self.chat, self.given, self.console = lm, chat, given, console
         self.pending: list[str] = []
         """Instructions that go with the next message."""
