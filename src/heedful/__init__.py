@@ -3,6 +3,7 @@
 from heedful import hf
 from heedful.comparison import Compared, compare
 from heedful.contrast import Anchoring, ContextAware
+from heedful.detection import Detection, Found
 from heedful.directer import Directer
 from heedful.errors import (
     ContextLengthError,
@@ -17,6 +18,7 @@ from heedful.errors import (
 )
 from heedful.gate import Plausibility
 from heedful.generate import LM, Event, Job, Result, load, wrap
+from heedful.prompt import detect
 from heedful.sampling import Sampling
 from heedful.schedule import Halving
 from heedful.spans import Span
@@ -32,8 +34,10 @@ __all__ = [
     "ContextAware",
     "ContextLengthError",
     "DataError",
+    "Detection",
     "Directer",
     "Event",
+    "Found",
     "Halving",
     "HeedfulError",
     "InstABoost",
@@ -55,6 +59,7 @@ __all__ = [
     "Trace",
     "UnsupportedModelError",
     "compare",
+    "detect",
     "hf",
     "load",
     "wrap",

@@ -12,11 +12,13 @@ import torch
 from heedful.answer import Emitted, FinishReason, Request, capacity_for, slots_for
 from heedful.checks import whole
 from heedful.decode import Decoder
+from heedful.detection import Detection
 from heedful.directer import Directer
 from heedful.engine import Engine
 from heedful.errors import ContextLengthError, HeedfulError, ModelError, OptionError, SpanError
+from heedful.extraction import copied_out
 from heedful.models import resolve
-from heedful.prompt import EncodedPrompt, Instructions, Messages, encode
+from heedful.prompt import AUTO_BY_MODEL, EncodedPrompt, Instructions, Messages, encode, is_auto
 from heedful.recipe import Method, recipe_of
 from heedful.sampling import Sampling
 from heedful.text import TextStream
@@ -30,7 +32,8 @@ DTYPES = ("auto", "float32", "bfloat16", "float16")
 class Job:
     """One prompt and how to answer it.
 
-    `method` None is plain decoding; with a method, something must be marked. `max_new_tokens` None: 256, or what the
+    `method` None is plain decoding; with a method, something must be marked, or found: with instructions="auto" a prompt
+    without any is decoded plainly, and the result says so. `max_new_tokens` None: 256, or what the
     context leaves. `stop`: strings that end the answer and are not part of it. `raw`: no chat template.
     """
 
@@ -45,13 +48,17 @@ class Job:
 
 @dataclass(frozen=True)
 class Result:
-    """An answer: its text, its tokens (an EOS included), why it ended, and what was decided on the way."""
+    """An answer: its text, its tokens (an EOS included), why it ended, and what was decided on the way.
+
+    `detection`: which instructions were found, where they were not given; its `note` says if nothing was steered.
+    """
 
     text: str
     token_ids: tuple[int, ...]
     finish_reason: FinishReason
     stats: Stats
     trace: Trace
+    detection: Detection | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The answer as JSON values: what `heedful generate --json` prints."""
@@ -64,6 +71,7 @@ class Result:
             "method": self.trace.method,
             "stats": stats,
             "steps": [asdict(step) for step in self.trace.steps],
+            **({} if self.detection is None else {"detection": self.detection.to_dict()}),
         }
 
 
@@ -127,7 +135,11 @@ class LM:
 
     def encode(self, prompt: Messages, instructions: Instructions = None, *, raw: bool = False) -> EncodedPrompt:
         """The prompt as the model reads it, and which tokens are marked."""
-        return encode(self.tokenizer, prompt, instructions, raw=raw)
+        return encode(self.tokenizer, prompt, self.found(prompt, instructions), raw=raw)
+
+    def found(self, prompt: Messages, instructions: Instructions) -> Instructions:
+        """`instructions`, or what the model copies out of the prompt if they are "auto:model": several forwards."""
+        return copied_out(self.engine, self.tokenizer, prompt, self.eos_ids()) if instructions == AUTO_BY_MODEL else instructions
 
     def request(self, job: Job) -> Request:
         """What the decoder is asked for a job. Raises the `HeedfulError` that generating it would."""
@@ -161,7 +173,12 @@ class _Answering:
     def __init__(self, lm: LM, index: int, job: Job) -> None:
         self.index, self.job = index, job
         self.result: Result | None = None
-        self.encoded = lm.encode(job.prompt, job.instructions, raw=job.raw)
+        is_idle = job.method is None and is_auto(job.instructions)
+        self.encoded = lm.encode(job.prompt, None if is_idle else job.instructions, raw=job.raw)
+        self.detection = self.encoded.detection
+        if job.method is not None and not self.encoded.span and self.detection is not None:
+            self.job = job = replace(job, method=None)
+            self.detection = replace(self.detection, note="; ".join(filter(None, (self.detection.note, "decoded plainly"))))
         if job.method is not None and not self.encoded.span:
             raise SpanError(
                 "nothing in the prompt is marked to be heeded: wrap it in <heed>…</heed>, name it in instructions, "
@@ -206,7 +223,7 @@ class _Answering:
         trace = Trace(tuple(self._steps), emitted.answer.ranking, method)
         ids = tuple(step.token_id for step in self._steps)
         stats = self._stats(emitted)
-        self.result = Result(self._text.text, ids, reason, stats, trace)
+        self.result = Result(self._text.text, ids, reason, stats, trace, self.detection)
         return Event(self.index, text, step, self.result)
 
     def _stats(self, emitted: Emitted) -> Stats:

@@ -27,6 +27,7 @@ def generate(
     file: options.PromptFile = None,
     system: options.System = None,
     instruction: options.Marked = None,
+    auto: options.Auto = False,
     method: Annotated[str, typer.Option(help=options.METHOD)] = "directer",
     strength: Annotated[float | None, typer.Option(help="How strongly to steer (α).")] = None,
     threshold: Annotated[float | None, typer.Option(help="How plausible a steered token must be (β).")] = None,
@@ -50,7 +51,7 @@ def generate(
     settings = {"strength": strength, "threshold": threshold, "ranking": _ranking(ranking), "compat": compat}
     job = Job(
         prompt=options.read_prompt(prompt, file, system),
-        instructions=options.instructions(instruction),
+        instructions=options.instructions(instruction, auto),
         method=parse_method(method, settings),
         max_new_tokens=max_new_tokens,
         sampling=Sampling(temperature, top_k, top_p, seed),
@@ -91,6 +92,7 @@ def _stream(lm: Any, job: Job, as_json: bool) -> Result:
         raise
     result = events[-1].result
     assert result is not None
+    options.tell(result)
     print(json.dumps(result.to_dict(), ensure_ascii=False) if as_json else "")
     if not as_json and sys.stderr.isatty():
         Console(stderr=True, highlight=False).print(_summary(result), style="dim")
@@ -118,6 +120,7 @@ def _compare(lm: Any, job: Job, as_json: bool) -> Result:
     plain: Result
     steered: Result
     plain, steered = lm.generate_batch([replace(job, method=None), job])
+    options.tell(steered)
     if as_json:
         print(json.dumps({"plain": plain.to_dict(), "steered": steered.to_dict()}, ensure_ascii=False))
         return steered

@@ -1,0 +1,105 @@
+"""What the linear model looks at: a chunk's words, those of its sentence and of its neighbours, and a few signs.
+
+Features are short strings, so that the weights can be read. `CLASSES` are words that say much the same, each class
+named as it is shown to the user.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+
+from heedful.detection.chunks import Chunk
+from heedful.detection.material import MASK
+
+_CLASSES = {
+    "length": "word words sentence sentences paragraph paragraphs section sections stanza stanzas line lines page pages "
+    "short brief concise long longer shorter length limit characters syllables tokens exceed maximum minimum",
+    "amount": "least most exactly fewer less more than between once twice thrice times only maximum minimum exceed up "
+    "under over two three four five six seven eight nine ten twelve single 0",
+    "format": "json markdown xml html yaml csv table bullet bullets bulleted list numbered format formatted heading "
+    "headings header headers title titled subtitle placeholder placeholders bracket brackets highlight highlighted bold "
+    "italic italics italicize italicized divider asterisk asterisks separated separate separator newline wrapped wrap "
+    "enclosed enclose latex code block indent structured outline columns",
+    "case": "lowercase uppercase capital capitals capitalize capitalized lowercased caps lower upper capitalization "
+    "capitalised capitalise",
+    "language": "english german french spanish italian portuguese russian chinese japanese korean hindi arabic bengali "
+    "telugu tamil kannada marathi gujarati punjabi urdu thai vietnamese finnish bulgarian swahili nepali persian farsi "
+    "turkish dutch polish swedish greek hebrew ukrainian language languages latin",
+    "punctuation": "comma commas exclamation punctuation period periods semicolon semicolons colon colons dash dashes "
+    "hyphen hyphens quotation quotes quote emoji emojis apostrophes question marks mark symbol symbols",
+    "wording": "include including mention contain contains containing keyword keywords phrase phrases letter letters "
+    "appear appears word avoid exclude excluding omit forbidden vocabulary jargon rhyme alliteration synonym start "
+    "starts starting begin begins beginning end ends ending finish conclude postscript repeat adjectives adverbs verbs "
+    "nouns vowel vowels consonant contractions pronouns",
+    "style": "tone style voice formal informal casual friendly polite professional persona perspective audience reader "
+    "act pretend role imagine speak sound humorous sarcastic academic poetic concise tense",
+    "demand": "must should make sure ensure please always never do don't dont not cannot can't no without avoid refrain "
+    "only need needs entirely exclusively strictly remember don’t can’t shall keep stick use using",
+    "answer": "your response answer reply output entire whole answers responses text essay story poem letter article "
+    "email post song summary list resume",
+}
+CLASS_OF: dict[str, tuple[str, ...]] = {}
+for _name, _words in _CLASSES.items():
+    for _word in _words.split():
+        CLASS_OF[_word] = (*CLASS_OF.get(_word, ()), _name)
+
+_SENTENCE_STARTS = ("paragraph", "line", "sentence")
+_BULLETS = frozenset("-*•–·")
+
+
+def features(found: Sequence[Chunk]) -> list[tuple[tuple[str, ...], tuple[str, ...]]]:
+    """For each chunk its own features and, shared among the chunks of a sentence, the sentence's."""
+    rows: list[tuple[tuple[str, ...], tuple[str, ...]]] = []
+    previous: Sequence[Chunk] = ()
+    for index, sentence in enumerate(_sentences(found)):
+        shared = tuple(_of_sentence(sentence, previous, index))
+        rows += [(tuple(_of_chunk(sentence, at)), shared) for at in range(len(sentence))]
+        previous = sentence
+    return rows
+
+
+def _sentences(found: Sequence[Chunk]) -> Iterator[Sequence[Chunk]]:
+    start = 0
+    for at in range(1, len(found) + 1):
+        if at == len(found) or found[at].boundary in _SENTENCE_STARTS:
+            yield found[start:at]
+            start = at
+
+
+def _of_chunk(sentence: Sequence[Chunk], at: int) -> Iterator[str]:
+    words = sentence[at].words
+    yield "first " + words[0]
+    for word in set(words):
+        yield word
+        for name in CLASS_OF.get(word, ()):
+            yield "class " + name
+    for pair in pairwise(words):
+        yield " ".join(pair)
+    yield "before " + (sentence[at - 1].words[-1] if at else "^")
+    yield "behind " + (sentence[at + 1].words[0] if at + 1 < len(sentence) else "$")
+    yield "opens" if at == 0 else "goes on"
+
+
+def _of_sentence(sentence: Sequence[Chunk], previous: Sequence[Chunk], index: int) -> Iterator[str]:
+    words = [word for chunk in sentence for word in chunk.words]
+    is_bullet = words[0] in _BULLETS or words[1:2] in (["."], [")"])
+    opening = words[1 if words[0] in _BULLETS else 2 if is_bullet else 0 :][:2] or words[:2]
+    distinct = set(words)
+    for word in distinct:
+        yield "in: " + word
+    for name in {name for word in distinct for name in CLASS_OF.get(word, ())}:
+        yield "in: class " + name
+    yield "opening " + opening[0]
+    yield "opening " + " ".join(opening)
+    yield "sentence 1" if index == 0 else "sentence 2" if index == 1 else "later sentence"
+    if words[-1] == "?":
+        yield "a question"
+    if is_bullet:
+        yield "a bullet"
+    if previous and previous[-1].words[-1] == ":":
+        yield "behind a colon"
+    if previous and previous[-1].is_material:
+        yield "behind material"
+    if MASK in distinct:
+        yield "with a quotation"
