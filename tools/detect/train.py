@@ -25,6 +25,7 @@ from heedful.detection.model import Weights, probabilities
 ROOT = Path(__file__).parents[2]
 WEIGHTS = ROOT / "src" / "heedful" / "detection" / "weights.json"
 BOUNDARIES = ("paragraph", "line", "sentence", "clause")
+THRESHOLDS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
 NEVER = -1e4  # log odds of material
 
 
@@ -97,24 +98,26 @@ def learn(rows: Sequence[Marked], least: int, penalty: float) -> Weights:
     return Weights(kept, {name: (round(a, 3), round(b, 3)) for name, (a, b) in zip(BOUNDARIES, ties.tolist(), strict=True)})
 
 
-def cross_validate(rows: Sequence[Marked], folds: int, least: int, penalty: float, threshold: float) -> None:
-    """Prints precision, recall and F1 over characters for each source, every row found by a model that never saw it."""
-    counts: dict[str, Counter[str]] = {}
+def cross_validate(rows: Sequence[Marked], folds: int, least: int, penalty: float) -> None:
+    """Prints, for several thresholds, precision, recall and F1 over characters; no row is found by what it taught."""
+    counts: dict[tuple[float, str], Counter[str]] = {}
     for fold in range(folds):
         model = learn([row for at, row in enumerate(rows) if at % folds != fold], least, penalty)
         for row in rows[fold::folds]:
             found = chunks(layout(row.text))
-            count = counts.setdefault(row.kind, Counter())
-            marked = [c for c, p in zip(found, probabilities(found, model), strict=True) if p >= threshold]
-            taken = {at for chunk in marked for at in range(chunk.start, chunk.end)}
-            gold = {at for start, end in row.ranges for at in range(start, end)}
-            gold = {at for at in gold if not row.text[at].isspace()}
-            taken = {at for at in taken if not row.text[at].isspace()}
-            count.update(right=len(gold & taken), taken=len(taken), gold=len(gold), rows=1, false=bool(taken - gold))
-    for kind, count in counts.items():
-        precision, recall = count["right"] / max(count["taken"], 1), count["right"] / max(count["gold"], 1)
-        f1 = 2 * precision * recall / max(precision + recall, 1e-9)
-        print(f"{kind:24} precision {precision:.3f} recall {recall:.3f} F1 {f1:.3f}  false in {count['false']} of {count['rows']}")
+            likely = probabilities(found, model)
+            gold = {at for start, end in row.ranges for at in range(start, end) if not row.text[at].isspace()}
+            for threshold in THRESHOLDS:
+                marked = [chunk for chunk, score in zip(found, likely, strict=True) if score >= threshold]
+                taken = {at for c in marked for at in range(c.start, c.end) if not row.text[at].isspace()}
+                count = counts.setdefault((threshold, "ifeval" if row.kind == "ifeval" else "others"), Counter())
+                sizes = {"right": len(gold & taken), "taken": len(taken), "gold": len(gold)}
+                count.update(sizes | {"clean": not gold, "false": bool(taken and not gold)})
+    for (threshold, kind), count in sorted(counts.items()):
+        precision, recall = count["right"] / count["taken"], count["right"] / count["gold"]
+        f1 = 2 * precision * recall / (precision + recall)
+        print(f"{kind} {threshold}: precision {precision:.3f}, recall {recall:.3f}, F1 {f1:.3f}; ", end="")
+        print(f"spans in {count['false']} of {count['clean']} prompts without instructions")
 
 
 def main() -> None:
@@ -124,12 +127,11 @@ def main() -> None:
     parser.add_argument("--folds", type=int, default=0)
     parser.add_argument("--least", type=int, default=2)
     parser.add_argument("--penalty", type=float, default=1.0)
-    parser.add_argument("--threshold", type=float, default=0.5)
     asked = parser.parse_args()
     rows = split_rows(asked.split, 0) + tagged(Path(__file__).with_name("own.txt"))
     rows += adversarial(ROOT / "docs" / "results" / "detect-adversarial.txt", 0)
     if asked.folds:
-        cross_validate(rows, asked.folds, asked.least, asked.penalty, asked.threshold)
+        cross_validate(rows, asked.folds, asked.least, asked.penalty)
         return
     model = learn(rows, asked.least, asked.penalty)
     data = {"ties": model.ties, "features": model.features}

@@ -76,6 +76,10 @@ def _of_chunk(sentence: Sequence[Chunk], at: int) -> Iterator[str]:
             yield "class " + name
     for pair in pairwise(words):
         yield " ".join(pair)
+    for word in set(sentence[at - 1].words) if at else ():
+        yield "prev: " + word
+    for word in set(sentence[at + 1].words) if at + 1 < len(sentence) else ():
+        yield "next: " + word
     yield "before " + (sentence[at - 1].words[-1] if at else "^")
     yield "behind " + (sentence[at + 1].words[0] if at + 1 < len(sentence) else "$")
     yield "opens" if at == 0 else "goes on"
@@ -95,6 +99,7 @@ def _of_sentence(sentence: Sequence[Chunk], previous: Sequence[Chunk], index: in
     yield "sentence 1" if index == 0 else "sentence 2" if index == 1 else "later sentence"
     if words[-1] == "?":
         yield "a question"
+        yield "asks " + opening[0]
     if is_bullet:
         yield "a bullet"
     if previous and previous[-1].words[-1] == ":":

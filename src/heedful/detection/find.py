@@ -124,7 +124,7 @@ def _shown(name: str) -> str | None:
     bare = name.removeprefix("in: ").removeprefix("first ").removeprefix("opening ")
     if bare.startswith("class "):
         return bare.removeprefix("class ")
-    if bare.startswith(("before ", "behind ")) or name in _SIGNS or not any(char.isalnum() for char in bare):
+    if bare.startswith(("before ", "behind ", "asks ", "prev: ", "next: ")) or name in _SIGNS or not any(char.isalnum() for char in bare):
         return None
     return f"“{bare}”"
 

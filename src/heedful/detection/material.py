@@ -18,6 +18,8 @@ MASK = "¤"  # stands for every character of material and of a quotation
 _LONGEST_ARGUMENT = 15  # words of a quotation that may be part of an instruction: "end with the phrase “…”"
 _LONGEST_INTRODUCTION = 200  # characters
 
+_BLANK = re.compile(r"\n[ \t]*\n\s*")
+
 
 @dataclass(frozen=True, slots=True)
 class Material:
@@ -59,7 +61,9 @@ def layout(text: str) -> Layout:
     lines = list(_lines(bare))
     letters = list(_letters(lines))
     blocks = _merged([*blocks, *letters, *_transcripts(lines), *_listings(lines), *_overrides(bare)])
-    blocks = _merged([*blocks, *_introduced(_masked(bare, blocks))])
+    bare = _masked(bare, blocks)
+    blocks = _merged([*blocks, *_introduced(bare)])
+    blocks = _merged([*blocks, *_announced(_masked(bare, blocks))])
     return Layout(tuple(blocks), _masked(bare, blocks))
 
 
@@ -100,8 +104,8 @@ def _is_argument(text: str, found: Material) -> bool:
     inner = text[found.start : found.end]
     if len(inner.split()) > _LONGEST_ARGUMENT:
         return False
-    before = re.split(r"[.!?]\s|\n\s*\n", text[max(found.start - 80, 0) : found.start])[-1]
-    return not patterns.QUOTED_TEXT.search(before) or patterns.ARGUMENT.search(before) is not None
+    before = re.split(r"[.!?]\s+|\n\s*\n", text[max(found.start - 80, 0) : found.start])[-1]
+    return bool(before.strip()) and not patterns.QUOTED_TEXT.search(before) or patterns.ARGUMENT.search(before) is not None
 
 
 # Letters, transcripts, code
@@ -202,9 +206,26 @@ def _introduced(text: str) -> Iterator[Material]:
         if start >= len(text) or text[start] == MASK:
             continue
         is_own_paragraph = "\n" in text[colon.end() : start]
-        end = _end_of_pasted(text, start) if is_own_paragraph else _end_of_paragraph(text, start)
+        end = _end_of_pasted(text, start) if is_own_paragraph else _end_of_inline(text, start)
         yield Material(start, end, "introduced text")
         read = end
+
+
+def _announced(text: str) -> Iterator[Material]:
+    """What follows a paragraph whose last sentence announces it without a colon."""
+    for gap in _BLANK.finditer(text):
+        sentence = _before(text, gap.start()).strip()
+        if sentence.endswith((".", "!", "?")) and text[gap.end() : gap.end() + 1] not in ("", MASK):
+            sentences = [sentence, *_sentences_before(text, gap.start())]
+            if any(patterns.ANNOUNCEMENT.search(item) and "http" not in item for item in sentences):
+                yield Material(gap.end(), _end_of_pasted(text, gap.end()), "announced text")
+                return
+
+
+def _sentences_before(text: str, place: int) -> list[str]:
+    """The other sentences of the paragraph that ends at `place`."""
+    starts = [gap.end() for gap in _BLANK.finditer(text, 0, place)]
+    return re.split(r"(?<=[.!?])\s+", text[starts[-1] if starts else 0 : place])[:-1]
 
 
 def _before(text: str, place: int) -> str:
@@ -221,15 +242,25 @@ def _announces(sentence: str) -> bool:
 
 
 def _end_of_paragraph(text: str, start: int) -> int:
-    match = re.compile(r"\n[ \t]*\n").search(text, start)
+    match = _BLANK.search(text, start)
     return match.start() if match else len(text)
+
+
+def _end_of_inline(text: str, start: int) -> int:
+    """The end of the paragraph, or of the sentence behind which the writer speaks of the answer."""
+    end = _end_of_paragraph(text, start)
+    starts = [match.end() for match in patterns.SENTENCE_START.finditer(text, start, end)]
+    while starts and patterns.RESUMED.search(text[starts[-1] : end]):
+        end = starts.pop()
+    return end
 
 
 def _end_of_pasted(text: str, start: int) -> int:
     """The end of the text, or of the paragraph behind which the writer speaks again."""
     end = _end_of_paragraph(text, start)
     while end < len(text):
-        following = _end_of_paragraph(text, end + 2)
+        gap = _BLANK.match(text, end)
+        following = _end_of_paragraph(text, gap.end() if gap else end + 1)
         if following >= len(text.rstrip()) and patterns.RESUMED.search(text[end:following]):
             return end
         end = following

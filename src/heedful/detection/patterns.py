@@ -35,13 +35,13 @@ QUOTATION = re.compile(
 )
 
 _NOUN = (
-    r"(?:text|passage|article|paragraphs?|documents?|docs?|e-?mails?|messages?|reviews?|letter|stor(?:y|ies)|poem|posts?"
+    r"(?:text|passage|article|paragraphs?|documents?|docs?|(?:e-?)?mails?|messages?|reviews?|letter|stor(?:y|ies)|poem|posts?"
     r"|tweets?|comments?|sentences?|statements?|quotes?|quotations?|snippets?|code|script|function|transcript|chat|logs?"
     r"|conversation|dialog(?:ue)?|abstract|excerpts?|extracts?|speech|lyrics|notes?|page|web ?page|website|contents?|input"
     r"|data|table|report|blog|headlines?|pitch|paper|tickets?|prompts?|threads?|memo|contract|clause|recipe|ad|lines?"
     r"|advert(?:isement)?|captions?|descriptions?|transcription|minutes|essay|draft|resume|cv|joke|string|context|source"
     r"|original|policy|feedback|complaint|slogan|readme|file|config(?:uration)?|manual|examples?|announcement|leaflet"
-    r"|label|sign|listing|bio|subtitles?|voicemail|scene|screenplay|chapter|verse|song|entry|proverb|paste)"
+    r"|label|sign|listing|bio|strings|invoice|receipt|minutes|subtitles?|voicemail|scene|screenplay|chapter|verse|song|entry|proverb|paste)"
 )
 _WORK = (
     r"(?:summari[sz]e|sum up|translate|paraphrase|re-?write|rephrase|reword|proof-?read|edit|correct|fix|critique"
@@ -55,6 +55,16 @@ _SAYING = (
     r"|replied|answered|posted|texted|shouted|whispered|announced)"
 )
 _THIS = r"(?:following|below|this|these|here|attached|pasted)"
+_LANGUAGE = (
+    r"(?:English|German|French|Spanish|Italian|Portuguese|Dutch|Russian|Chinese|Japanese|Korean|Hindi|Arabic|Turkish|Polish"
+    r"|Swedish|Danish|Norwegian|Finnish|Greek|Czech|Hungarian|Romanian|Ukrainian|Vietnamese|Thai|Latin|Hebrew|Swahili)"
+)
+# Work that is done on a text, whatever is in it.
+_REWORK = (
+    r"(?:summari[sz]e|sum up|translat\w+|paraphrase|re-?write|rephrase|reword|proof-?read|correct|fix|critique|rate|grade"
+    r"|critici[sz]e|analy[sz]e|classify|review|improve|shorten|condense|simplify|polish|evaluate|judge|explain|interpret"
+    r"|transliterate|categori[sz]e|compare|extract|tl;?dr)"
+)
 
 # What stands before a colon behind which material follows.
 INTRODUCTION = re.compile(
@@ -63,7 +73,7 @@ INTRODUCTION = re.compile(
     rf"|\b(?:{_THIS}|the|my|an?|his|her|our|their|its|\w+['’]s)\b(?: [\w'’-]+){{0,4}} {_NOUN}\b[^.!?]{{0,30}}$"
     rf"|\b{_THIS}\b.*\b{_NOUN}\b|\b{_SAYING}(?: \w+)?$|\bhere(?: is|['’]s| are)\b"
     rf"|^\W*(?:\w+ )?{_NOUN}(?: ?\d+| [a-z])?\W*$|^\W*{_NOUN}(?: to| from| for)\b[^.!?]{{0,30}}$"
-    r"|^\W*(?:input|q|question)\b\W*\w?\W*$",
+    rf"|^\W*(?:input|q|question)\b\W*\w?\W*$|\b(?:in|into|to) {_LANGUAGE}\W*$",
     re.I,
 )
 # … unless what follows is the writer's own: rules, a format, words to use.
@@ -76,7 +86,15 @@ OWN_INTRODUCTION = re.compile(
 )
 # Work on a text whose kind makes no difference: instructions that are to be translated are material too.
 REWORKING = re.compile(
-    r"\b(?:translat\w+|proof-?read|paraphrase|rephrase|reword|transliterate|summari[sz]e|correct|fix)\b", re.I
+    rf"\b{_REWORK}\b.*\b{_THIS}\b|\b(?:translat\w+|proof-?read|paraphrase|rephrase|reword|transliterate|summari[sz]e)\b"
+    rf"|\b(?:following|below|this|these) (?:\w+ ){{0,2}}{_NOUN}\b(?! format)",
+    re.I,
+)
+# A sentence that announces a text in the next paragraph without a colon.
+ANNOUNCEMENT = re.compile(
+    rf"\b{_REWORK}\b.*\b(?:following|below)\b|\b(?:following|this|these) (?:\w+ ){{0,2}}{_NOUN}\b|\b{_NOUN} below\b"
+    rf"|^\W*(?:please |kindly |can you |could you )?{_REWORK}(?: (?:this|the|my|it))?(?: \w+)?(?: {_NOUN})?[.!?]*$",
+    re.I,
 )
 COLON = re.compile(r"(?<=\w):(?=\s)|(?<=[)\]”\"’'*]):(?=\s)|(?<=\w) [-–—](?= [A-Z])")
 SENTENCE_START = re.compile(r"[.!?][\"”')]*\s+(?=\S)|\n+|:\s+(?=\S)")
@@ -94,7 +112,8 @@ HEADER = re.compile(
 )
 GREETING = re.compile(
     r"^(?:hi|hello|hey|dear|good (?:morning|afternoon|evening)|greetings|to whom it may concern|sehr geehrte\w*|liebe\w?"
-    r"|hallo|bonjour|cher|chère|hola|estimad\w+|ciao|gentile)\b[^\n.!?:]{0,40}[,:!–-]?[ \t]*$",
+    r"|hallo|bonjour|cher|chère|hola|estimad\w+|ciao|gentile)\b(?:[^\n.!?:]|(?<=M[rs])\.|(?<=Mrs)\.|(?<=Dr)\.){0,40}"
+    r"[,:!–-]?[ \t]*$",
     re.I,
 )
 SIGN_OFF = re.compile(
@@ -117,7 +136,7 @@ CODE = re.compile(
     r"^\s*(?:def \w+\(|class \w+[:({]|import \w+[.\w]*;?$|from [\w.]+ import|#include|(?:public|private|static|async) \w"
     r"|export \w+ \w|function\b.*[({]|(?:const|let|var|int|string|bool|void|auto|final|fn|func|val) \w+.*[=({]"
     r"|return\b.*;?$|//|/\*|\*/|<\?php|<!--|(?:SELECT|INSERT|UPDATE|DELETE|CREATE|ALTER) [\w*]|\$ \w|>>> |@\w+(?:\(|$)"
-    r"|#!|[\w.]+\s*=\s*[\w\"'\[{(]|[\w.]+\([^)]*\);?\s*$|\"[\w ]+\"\s*:)|[;{}]\s*$|^\s*[{}\[\]]+\s*,?$"
+    r"|#!|\\\w+[{\[]|[\w.]+\s*=\s*[\w\"'\[{(]|[\w.]+\([^)]*\);?\s*$|\"[\w ]+\"\s*:)|[;{}]\s*$|^\s*[{}\[\]]+\s*,?$"
 )
 REMARK = re.compile(r"^\s*(?:#|--|;;|%|\"\"\"|'''|\*)|^(?:\t| {2,})\S")
 ROWS = re.compile(r"^\W{0,2}(?:\d{4}-\d\d-\d\d|\d\d?:\d\d(?::\d\d)?)\b|^[^|\n]*\|[^|\n]*\|")
@@ -132,6 +151,7 @@ OVERRIDE = re.compile(
 # A last paragraph that is the writer's again, though nothing closes the material before it.
 RESUMED = re.compile(
     r"\b(?:your|the) (?:entire |whole |full |final |own )?(?:answer|response|reply|output|summary|translation|rewrite)\b"
+    r"|\byour (?:song|poem|story|essay|rap|limerick|haiku|joke|riddle)\b"
     r"|\b(?:first|before)\b.{0,30}\brepeat",
     re.I,
 )
