@@ -25,7 +25,7 @@ from heedful.detection.model import Weights, probabilities
 ROOT = Path(__file__).parents[2]
 WEIGHTS = ROOT / "src" / "heedful" / "detection" / "weights.json"
 BOUNDARIES = ("paragraph", "line", "sentence", "clause")
-THRESHOLDS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
+THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9)
 NEVER = -1e4  # log odds of material
 
 
@@ -126,7 +126,7 @@ def main() -> None:
     parser.add_argument("--split", type=Path, required=True)
     parser.add_argument("--folds", type=int, default=0)
     parser.add_argument("--least", type=int, default=2)
-    parser.add_argument("--penalty", type=float, default=1.0)
+    parser.add_argument("--penalty", type=float, default=2.0)
     asked = parser.parse_args()
     rows = split_rows(asked.split, 0) + tagged(Path(__file__).with_name("own.txt"))
     rows += adversarial(ROOT / "docs" / "results" / "detect-adversarial.txt", 0)

@@ -7,7 +7,7 @@ named as it is shown to the user.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import pairwise
+from itertools import combinations, pairwise
 
 from heedful.detection.chunks import Chunk
 from heedful.detection.material import MASK
@@ -51,11 +51,10 @@ _BULLETS = frozenset("-*•–·")
 def features(found: Sequence[Chunk]) -> list[tuple[tuple[str, ...], tuple[str, ...]]]:
     """For each chunk its own features and, shared among the chunks of a sentence, the sentence's."""
     rows: list[tuple[tuple[str, ...], tuple[str, ...]]] = []
-    previous: Sequence[Chunk] = ()
-    for index, sentence in enumerate(_sentences(found)):
-        shared = tuple(_of_sentence(sentence, previous, index))
+    sentences = [*_sentences(found)]
+    for index, sentence in enumerate(sentences):
+        shared = (*_of_sentence(sentence, index), *_around(sentences, index))
         rows += [(tuple(_of_chunk(sentence, at)), shared) for at in range(len(sentence))]
-        previous = sentence
     return rows
 
 
@@ -85,26 +84,40 @@ def _of_chunk(sentence: Sequence[Chunk], at: int) -> Iterator[str]:
     yield "opens" if at == 0 else "goes on"
 
 
-def _of_sentence(sentence: Sequence[Chunk], previous: Sequence[Chunk], index: int) -> Iterator[str]:
+def _of_sentence(sentence: Sequence[Chunk], index: int) -> Iterator[str]:
     words = [word for chunk in sentence for word in chunk.words]
     is_bullet = words[0] in _BULLETS or words[1:2] in (["."], [")"])
     opening = words[1 if words[0] in _BULLETS else 2 if is_bullet else 0 :][:2] or words[:2]
     distinct = set(words)
     for word in distinct:
         yield "in: " + word
-    for name in {name for word in distinct for name in CLASS_OF.get(word, ())}:
+    classes = sorted({name for word in distinct for name in CLASS_OF.get(word, ())})
+    for name in classes:
         yield "in: class " + name
+    for one, other in combinations(classes, 2):
+        yield f"in: class {one} and {other}"
     yield "opening " + opening[0]
     yield "opening " + " ".join(opening)
     yield "sentence 1" if index == 0 else "sentence 2" if index == 1 else "later sentence"
+    yield "new " + sentence[0].boundary
     if words[-1] == "?":
         yield "a question"
         yield "asks " + opening[0]
     if is_bullet:
         yield "a bullet"
-    if previous and previous[-1].words[-1] == ":":
-        yield "behind a colon"
-    if previous and previous[-1].is_material:
-        yield "behind material"
     if MASK in distinct:
         yield "with a quotation"
+
+
+def _around(sentences: Sequence[Sequence[Chunk]], index: int) -> Iterator[str]:
+    if index:
+        before = sentences[index - 1][-1]
+        if before.words[-1] == ":":
+            yield "behind a colon"
+        if before.is_material:
+            yield "behind material"
+    left = len(sentences) - index - 1
+    if left:
+        yield "then " + sentences[index + 1][0].words[0]
+    if left < 2:
+        yield "last but one" if left else "last sentence"

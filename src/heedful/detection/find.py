@@ -18,7 +18,7 @@ from heedful.detection.model import probabilities, weights
 from heedful.errors import OptionError
 from heedful.spans import Span
 
-DEFAULT_THRESHOLD = 0.5
+DEFAULT_THRESHOLD = 0.85
 STANDING_ROLES = ("system", "developer")
 READ_ROLES = ("user",)
 
@@ -124,12 +124,13 @@ def _shown(name: str) -> str | None:
     bare = name.removeprefix("in: ").removeprefix("first ").removeprefix("opening ")
     if bare.startswith("class "):
         return bare.removeprefix("class ")
-    if bare.startswith(("before ", "behind ", "asks ", "prev: ", "next: ")) or name in _SIGNS or not any(char.isalnum() for char in bare):
+    if bare.startswith(_NEIGHBOURS) or name in _SIGNS or not any(char.isalnum() for char in bare):
         return None
     return f"“{bare}”"
 
 
+_NEIGHBOURS = ("before ", "behind ", "asks ", "then ", "new ", "prev: ", "next: ")
 _SIGNS = frozenset(
-    ("opens", "goes on", "sentence 1", "sentence 2", "later sentence", "a question", "a bullet", "behind a colon")
-    + ("behind material", "with a quotation")
+    "opens|goes on|sentence 1|sentence 2|later sentence|last sentence|last but one|a question|a bullet|behind a colon"
+    "|behind material|with a quotation".split("|")
 )

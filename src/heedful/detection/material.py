@@ -104,7 +104,7 @@ def _is_argument(text: str, found: Material) -> bool:
     inner = text[found.start : found.end]
     if len(inner.split()) > _LONGEST_ARGUMENT:
         return False
-    before = re.split(r"[.!?]\s+|\n\s*\n", text[max(found.start - 80, 0) : found.start])[-1]
+    before = re.split(r"[.!?]\s+|\n", text[max(found.start - 80, 0) : found.start])[-1]
     return bool(before.strip()) and not patterns.QUOTED_TEXT.search(before) or patterns.ARGUMENT.search(before) is not None
 
 

@@ -63,8 +63,10 @@ _LANGUAGE = (
 _REWORK = (
     r"(?:summari[sz]e|sum up|translat\w+|paraphrase|re-?write|rephrase|reword|proof-?read|correct|fix|critique|rate|grade"
     r"|critici[sz]e|analy[sz]e|classify|review|improve|shorten|condense|simplify|polish|evaluate|judge|explain|interpret"
-    r"|transliterate|categori[sz]e|compare|extract|tl;?dr)"
+    r"|transliterate|categori[sz]e|compare|extract|tl;?dr|check|continue)"
 )
+
+_CHECK = r"(?:check|proof-?read|correct|fix|edit)"
 
 # What stands before a colon behind which material follows.
 INTRODUCTION = re.compile(
@@ -73,6 +75,7 @@ INTRODUCTION = re.compile(
     rf"|\b(?:{_THIS}|the|my|an?|his|her|our|their|its|\w+['’]s)\b(?: [\w'’-]+){{0,4}} {_NOUN}\b[^.!?]{{0,30}}$"
     rf"|\b{_THIS}\b.*\b{_NOUN}\b|\b{_SAYING}(?: \w+)?$|\bhere(?: is|['’]s| are)\b"
     rf"|^\W*(?:\w+ )?{_NOUN}(?: ?\d+| [a-z])?\W*$|^\W*{_NOUN}(?: to| from| for)\b[^.!?]{{0,30}}$"
+    rf"|^\W*(?:please )?{_REWORK}(?: [\w ]{{0,20}})?$|\b{_CHECK}\b.* (?:my|his|her|our|their)\b"
     rf"|^\W*(?:input|q|question)\b\W*\w?\W*$|\b(?:in|into|to) {_LANGUAGE}\W*$",
     re.I,
 )
@@ -87,12 +90,15 @@ OWN_INTRODUCTION = re.compile(
 # Work on a text whose kind makes no difference: instructions that are to be translated are material too.
 REWORKING = re.compile(
     rf"\b{_REWORK}\b.*\b{_THIS}\b|\b(?:translat\w+|proof-?read|paraphrase|rephrase|reword|transliterate|summari[sz]e)\b"
-    rf"|\b(?:following|below|this|these) (?:\w+ ){{0,2}}{_NOUN}\b(?! format)",
+    rf"|\b(?:following|below|this|these) (?:\w+ ){{0,2}}{_NOUN}\b(?! format)|\b{_SAYING}$"
+    rf"|\b{_CHECK}\b.* (?:my|his|her|our|their)\b",
     re.I,
 )
 # A sentence that announces a text in the next paragraph without a colon.
 ANNOUNCEMENT = re.compile(
     rf"\b{_REWORK}\b.*\b(?:following|below)\b|\b(?:following|this|these) (?:\w+ ){{0,2}}{_NOUN}\b|\b{_NOUN} below\b"
+    r"|\b(?:is|are|does|do|what|which|who|why|how)\b.*\b(?:following|below)\b|\b(?:below|here)(?: is| are|['’]s)\b"
+    r"|^\W*(?:please )?extract\b"
     rf"|^\W*(?:please |kindly |can you |could you )?{_REWORK}(?: (?:this|the|my|it))?(?: \w+)?(?: {_NOUN})?[.!?]*$",
     re.I,
 )
@@ -136,7 +142,7 @@ CODE = re.compile(
     r"^\s*(?:def \w+\(|class \w+[:({]|import \w+[.\w]*;?$|from [\w.]+ import|#include|(?:public|private|static|async) \w"
     r"|export \w+ \w|function\b.*[({]|(?:const|let|var|int|string|bool|void|auto|final|fn|func|val) \w+.*[=({]"
     r"|return\b.*;?$|//|/\*|\*/|<\?php|<!--|(?:SELECT|INSERT|UPDATE|DELETE|CREATE|ALTER) [\w*]|\$ \w|>>> |@\w+(?:\(|$)"
-    r"|#!|\\\w+[{\[]|[\w.]+\s*=\s*[\w\"'\[{(]|[\w.]+\([^)]*\);?\s*$|\"[\w ]+\"\s*:)|[;{}]\s*$|^\s*[{}\[\]]+\s*,?$"
+    r"|#!|\\\w+|[\w.]+\s*=\s*[\w\"'\[{(]|[\w.]+\([^)]*\);?\s*$|\"[\w ]+\"\s*:)|[;{}]\s*$|^\s*[{}\[\]]+\s*,?$"
 )
 REMARK = re.compile(r"^\s*(?:#|--|;;|%|\"\"\"|'''|\*)|^(?:\t| {2,})\S")
 ROWS = re.compile(r"^\W{0,2}(?:\d{4}-\d\d-\d\d|\d\d?:\d\d(?::\d\d)?)\b|^[^|\n]*\|[^|\n]*\|")
