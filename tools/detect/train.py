@@ -94,7 +94,7 @@ def learn(rows: Sequence[Marked], least: int, penalty: float) -> Weights:
 
     optimiser.step(closure)
     pairs = zip(data.names, weights[:, 0].tolist(), strict=True)
-    kept = {name: round(weight, 3) for name, weight in pairs if abs(weight) >= 0.02}
+    kept = {name: round(weight, 3) for name, weight in pairs if abs(weight) >= 0.04}
     return Weights(kept, {name: (round(a, 3), round(b, 3)) for name, (a, b) in zip(BOUNDARIES, ties.tolist(), strict=True)})
 
 
@@ -105,7 +105,7 @@ def cross_validate(rows: Sequence[Marked], folds: int, least: int, penalty: floa
         model = learn([row for at, row in enumerate(rows) if at % folds != fold], least, penalty)
         for row in rows[fold::folds]:
             found = chunks(layout(row.text))
-            likely = probabilities(found, model)
+            likely = probabilities(found, features(found), model)
             gold = {at for start, end in row.ranges for at in range(start, end) if not row.text[at].isspace()}
             for threshold in THRESHOLDS:
                 marked = [chunk for chunk, score in zip(found, likely, strict=True) if score >= threshold]

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import combinations, pairwise
+from typing import TypeAlias
 
 from heedful.detection.chunks import Chunk
 from heedful.detection.material import MASK
+
+Row: TypeAlias = tuple[tuple[str, ...], tuple[str, ...]]  # a chunk's own features, and its sentence's
 
 _CLASSES = {
     "length": "word words sentence sentences paragraph paragraphs section sections stanza stanzas line lines page pages "
@@ -45,12 +48,13 @@ for _name, _words in _CLASSES.items():
         CLASS_OF[_word] = (*CLASS_OF.get(_word, ()), _name)
 
 _SENTENCE_STARTS = ("paragraph", "line", "sentence")
+_LENGTHS = (4, 9, 19, 39, 10**9)
 _BULLETS = frozenset("-*•–·")
 
 
-def features(found: Sequence[Chunk]) -> list[tuple[tuple[str, ...], tuple[str, ...]]]:
+def features(found: Sequence[Chunk]) -> list[Row]:
     """For each chunk its own features and, shared among the chunks of a sentence, the sentence's."""
-    rows: list[tuple[tuple[str, ...], tuple[str, ...]]] = []
+    rows: list[Row] = []
     sentences = [*_sentences(found)]
     for index, sentence in enumerate(sentences):
         shared = (*_of_sentence(sentence, index), *_around(sentences, index))
@@ -91,6 +95,9 @@ def _of_sentence(sentence: Sequence[Chunk], index: int) -> Iterator[str]:
     distinct = set(words)
     for word in distinct:
         yield "in: " + word
+    for pair in pairwise(words):
+        yield "in: " + " ".join(pair)
+    yield "length " + next(str(most) for most in _LENGTHS if len(words) <= most)
     classes = sorted({name for word in distinct for name in CLASS_OF.get(word, ())})
     for name in classes:
         yield "in: class " + name

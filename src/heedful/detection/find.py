@@ -5,23 +5,24 @@ What lies in material is never found. A system or developer message is an instru
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Literal
 
 from heedful.detection.chunks import Chunk, chunks
-from heedful.detection.features import features
+from heedful.detection.features import Row, features
 from heedful.detection.material import layout
 from heedful.detection.model import probabilities, weights
 from heedful.errors import OptionError
 from heedful.spans import Span
 
-DEFAULT_THRESHOLD = 0.85
+DEFAULT_THRESHOLD = 0.87
 STANDING_ROLES = ("system", "developer")
 READ_ROLES = ("user",)
 
+_LEAST_SHOWN = 0.1  # log odds
 _MARKS = "-*•–·,;: \t\n"
 
 
@@ -83,14 +84,14 @@ def _standing(content: str, message: int, role: str) -> Iterator[Found]:
 
 
 def _read(content: str, message: int, threshold: float) -> Iterator[Found]:
-    """What the model takes for an instruction, sentence by sentence."""
+    """What the model takes for an instruction: chunks in a row of one paragraph."""
     listed = chunks(layout(content))
-    likely = probabilities(listed)
+    named = features(listed)
+    likely = probabilities(listed, named, weights())
     taken = [at for at, score in enumerate(likely) if score >= threshold]
-    named = features(listed) if taken else []
     run: list[int] = []
     for at in (*taken, None):
-        if run and (at != run[-1] + 1 or listed[at].boundary != "clause"):
+        if run and (at != run[-1] + 1 or listed[at].boundary == "paragraph"):
             size = sum(listed[it].end - listed[it].start for it in run)
             score = sum(likely[it] * (listed[it].end - listed[it].start) for it in run) / size
             yield from _found(content, message, [listed[it] for it in run], score, _why([named[it] for it in run]))
@@ -108,17 +109,19 @@ def _found(content: str, message: int, run: Sequence[Chunk], score: float, why: 
         yield Found(Span(start, end, message=message), content[start:end], min(score, 1.0), why)
 
 
-def _why(rows: Sequence[tuple[tuple[str, ...], tuple[str, ...]]], most: int = 3) -> tuple[str, ...]:
+def _why(rows: Sequence[Row], most: int = 3) -> tuple[str, ...]:
     """The words and classes of words that spoke most strongly for it."""
     weigh = weights().features
     total: Counter[str] = Counter()
-    for name in {name for own, shared in rows for name in (*own, *shared)}:
-        shown = _shown(name)
+    for name in set().union(*(own for own, _ in rows), *{shared for _, shared in rows}):
+        weight = weigh.get(name, 0.0)
+        shown = _shown(name) if weight > _LEAST_SHOWN else None
         if shown:
-            total[shown] += math.ceil(100 * weigh.get(name, 0.0))
-    return tuple(name for name, weight in total.most_common(most) if weight > 0)
+            total[shown] += round(1000 * weight)
+    return tuple(name for name, _ in total.most_common(most))
 
 
+@cache  # of names that have a weight: a few thousand
 def _shown(name: str) -> str | None:
     """A feature as the user reads it; None for one that says nothing by itself."""
     bare = name.removeprefix("in: ").removeprefix("first ").removeprefix("opening ")
@@ -129,7 +132,7 @@ def _shown(name: str) -> str | None:
     return f"“{bare}”"
 
 
-_NEIGHBOURS = ("before ", "behind ", "asks ", "then ", "new ", "prev: ", "next: ")
+_NEIGHBOURS = ("before ", "behind ", "asks ", "then ", "new ", "prev: ", "next: ", "length ")
 _SIGNS = frozenset(
     "opens|goes on|sentence 1|sentence 2|later sentence|last sentence|last but one|a question|a bullet|behind a colon"
     "|behind material|with a quotation".split("|")

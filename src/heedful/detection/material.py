@@ -189,7 +189,8 @@ def _listings(lines: Sequence[_Line]) -> Iterator[Material]:
 
 def _overrides(text: str) -> Iterator[Material]:
     for match in patterns.OVERRIDE.finditer(text):
-        yield Material(*match.span(), "order to ignore instructions")
+        start = match.start() - len(_before(text, match.start()))
+        yield Material(start, match.end(), "order to ignore instructions")
 
 
 # What a colon introduces
@@ -214,18 +215,18 @@ def _introduced(text: str) -> Iterator[Material]:
 def _announced(text: str) -> Iterator[Material]:
     """What follows a paragraph whose last sentence announces it without a colon."""
     for gap in _BLANK.finditer(text):
-        sentence = _before(text, gap.start()).strip()
-        if sentence.endswith((".", "!", "?")) and text[gap.end() : gap.end() + 1] not in ("", MASK):
-            sentences = [sentence, *_sentences_before(text, gap.start())]
+        if text[gap.start() - 1 : gap.start()] in (".", "!", "?") and text[gap.end() : gap.end() + 1] not in ("", MASK):
+            paragraph = _paragraph_before(text, gap.start())
+            sentences = re.split(r"(?<=[.!?])\s+", paragraph) if patterns.HINT.search(paragraph) else []
             if any(patterns.ANNOUNCEMENT.search(item) and "http" not in item for item in sentences):
                 yield Material(gap.end(), _end_of_pasted(text, gap.end()), "announced text")
                 return
 
 
-def _sentences_before(text: str, place: int) -> list[str]:
-    """The other sentences of the paragraph that ends at `place`."""
-    starts = [gap.end() for gap in _BLANK.finditer(text, 0, place)]
-    return re.split(r"(?<=[.!?])\s+", text[starts[-1] if starts else 0 : place])[:-1]
+def _paragraph_before(text: str, place: int) -> str:
+    """The paragraph that ends at `place`, or its last few hundred characters."""
+    window = text[max(place - 2 * _LONGEST_INTRODUCTION, 0) : place]
+    return _BLANK.split(window)[-1]
 
 
 def _before(text: str, place: int) -> str:

@@ -15,7 +15,7 @@ from functools import cache
 from importlib.resources import files
 
 from heedful.detection.chunks import Chunk
-from heedful.detection.features import features
+from heedful.detection.features import Row
 
 
 @dataclass(frozen=True)
@@ -34,22 +34,19 @@ def weights() -> Weights:
     return Weights(data["features"], {name: tuple(pair) for name, pair in data["ties"].items()})
 
 
-def probabilities(found: Sequence[Chunk], given: Weights | None = None) -> list[float]:
-    """For each chunk the probability that it is an instruction; 0 for material."""
-    if not found:
-        return []
-    model = given or weights()
-    return chain(found, scores(found, model), model.ties)
+def probabilities(found: Sequence[Chunk], rows: Sequence[Row], model: Weights) -> list[float]:
+    """For each chunk, of the features in `rows`, the probability that it is an instruction; 0 for material."""
+    return chain(found, scores(rows, model), model.ties) if found else []
 
 
-def scores(found: Sequence[Chunk], model: Weights) -> list[float]:
+def scores(rows: Sequence[Row], model: Weights) -> list[float]:
     """Each chunk's log odds, regarded alone."""
     weigh = model.features.get
     summed: list[float] = []
     known: tuple[tuple[str, ...], float] = ((), 0.0)
-    for own, shared in features(found):
+    for own, shared in rows:
         if shared is not known[0]:
-            known = (shared, sum(weigh(name, 0.0) for name in shared))
+            known = (shared, sum([weigh(name, 0.0) for name in shared]))
         summed.append(known[1] + sum([weigh(name, 0.0) for name in own]))
     return summed
 

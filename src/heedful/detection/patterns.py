@@ -94,6 +94,10 @@ REWORKING = re.compile(
     rf"|\b{_CHECK}\b.* (?:my|his|her|our|their)\b",
     re.I,
 )
+# What every announcement has, to be looked for first: it is cheap.
+HINT = re.compile(
+    rf"\b(?:following|below|this|these|here)\b|(?:\A|[.!?]\s)\W*(?:please |kindly |can you |could you )?{_REWORK}\b", re.I
+)
 # A sentence that announces a text in the next paragraph without a colon.
 ANNOUNCEMENT = re.compile(
     rf"\b{_REWORK}\b.*\b(?:following|below)\b|\b(?:following|this|these) (?:\w+ ){{0,2}}{_NOUN}\b|\b{_NOUN} below\b"
@@ -149,7 +153,7 @@ ROWS = re.compile(r"^\W{0,2}(?:\d{4}-\d\d-\d\d|\d\d?:\d\d(?::\d\d)?)\b|^[^|\n]*\
 
 # The classic of planted instructions: never heeded, wherever it stands.
 OVERRIDE = re.compile(
-    r"[^.!?\n]*\b(?:ignor\w+|disregard\w*|forget|overrid\w+|bypass)\b[^.!?\n]{0,40}\b(?:instructions?|prompts?|rules"
+    r"\b(?:ignor\w+|disregard\w*|forget|overrid\w+|bypass)\b[^.!?\n]{0,40}\b(?:instructions?|prompts?|rules"
     r"|directions|guidelines|above|were told)\b[^\n]*",
     re.I,
 )
