@@ -111,17 +111,23 @@ def _found(content: str, message: int, run: Sequence[Chunk], score: float, why: 
 
 def _why(rows: Sequence[Row], most: int = 3) -> tuple[str, ...]:
     """The words and classes of words that spoke most strongly for it."""
-    weigh = weights().features
+    speaking = _speaking()
     total: Counter[str] = Counter()
-    for name in set().union(*(own for own, _ in rows), *{shared for _, shared in rows}):
-        weight = weigh.get(name, 0.0)
-        shown = _shown(name) if weight > _LEAST_SHOWN else None
-        if shown:
-            total[shown] += round(1000 * weight)
+    for names in {*(own for own, _ in rows), *(shared for _, shared in rows)}:
+        for name in names:
+            if name in speaking:
+                shown, weight = speaking[name]
+                total[shown] += weight
     return tuple(name for name, _ in total.most_common(most))
 
 
-@cache  # of names that have a weight: a few thousand
+@cache
+def _speaking() -> dict[str, tuple[str, int]]:
+    """The features that speak for an instruction, as they are shown, and their weights in thousandths."""
+    pairs = ((name, _shown(name), weight) for name, weight in weights().features.items() if weight > _LEAST_SHOWN)
+    return {name: (shown, round(1000 * weight)) for name, shown, weight in pairs if shown}
+
+
 def _shown(name: str) -> str | None:
     """A feature as the user reads it; None for one that says nothing by itself."""
     bare = name.removeprefix("in: ").removeprefix("first ").removeprefix("opening ")
