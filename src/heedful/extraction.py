@@ -24,9 +24,9 @@ from heedful.prompt import Messages, encode, turns
 from heedful.spans import Span
 
 QUESTION = (
-    "Below is a request to an assistant. Which passages of it say how the answer must look: its length, format, language, "
-    "style, or words that it must or must not contain? Copy them out word for word, one on each line, and nothing else. "
-    "Do not answer the request.\n\nRequest:\n"
+    "Below is a request to an assistant. Which passages of it say how the answer must look: its length, format, "
+    "language, style, or words that it must or must not contain? Copy them out word for word, one on each line, and "
+    "nothing else. Do not answer the request.\n\nRequest:\n"
 )
 BULLET, NEWLINE = "-", "\n"
 _MOST_COPIED = 0.9  # of a prompt; a model that copies all of it has not understood
@@ -162,7 +162,9 @@ def _copied(engine: Engine, tokenizer: Any, content: str, message: int, eos_ids:
     return [_found(content, offsets, item, message, score) for item in items]
 
 
-def _found(content: str, offsets: Sequence[tuple[int, int]], item: tuple[int, int], message: int, score: float) -> Found:
+def _found(
+    content: str, offsets: Sequence[tuple[int, int]], item: tuple[int, int], message: int, score: float
+) -> Found:
     start, end = offsets[item[0]][0], offsets[item[1] - 1][1]
     start = end - len(content[start:end].lstrip())
     return Found(Span(start, end, message=message), content[start:end], score, ("copied by the model",))

@@ -32,9 +32,9 @@ DTYPES = ("auto", "float32", "bfloat16", "float16")
 class Job:
     """One prompt and how to answer it.
 
-    `method` None is plain decoding; with a method, something must be marked, or found: with instructions="auto" a prompt
-    without any is decoded plainly, and the result says so. `max_new_tokens` None: 256, or what the
-    context leaves. `stop`: strings that end the answer and are not part of it. `raw`: no chat template.
+    `method` None is plain decoding; with a method, something must be marked, or found: with instructions="auto", a
+    prompt without any is decoded plainly and the result says so. `max_new_tokens` None: 256, or what the context
+    leaves. `stop`: strings that end the answer and are not part of it. `raw`: no chat template.
     """
 
     prompt: Messages
@@ -139,7 +139,11 @@ class LM:
 
     def found(self, prompt: Messages, instructions: Instructions) -> Instructions:
         """`instructions`, or what the model copies out of the prompt if they are "auto:model": several forwards."""
-        return copied_out(self.engine, self.tokenizer, prompt, self.eos_ids()) if instructions == AUTO_BY_MODEL else instructions
+        return (
+            copied_out(self.engine, self.tokenizer, prompt, self.eos_ids())
+            if instructions == AUTO_BY_MODEL
+            else instructions
+        )
 
     def request(self, job: Job) -> Request:
         """What the decoder is asked for a job. Raises the `HeedfulError` that generating it would."""
@@ -178,7 +182,9 @@ class _Answering:
         self.detection = self.encoded.detection
         if job.method is not None and not self.encoded.span and self.detection is not None:
             self.job = job = replace(job, method=None)
-            self.detection = replace(self.detection, note="; ".join(filter(None, (self.detection.note, "decoded plainly"))))
+            self.detection = replace(
+                self.detection, note="; ".join(filter(None, (self.detection.note, "decoded plainly")))
+            )
         if job.method is not None and not self.encoded.span:
             raise SpanError(
                 "nothing in the prompt is marked to be heeded: wrap it in <heed>…</heed>, name it in instructions, "

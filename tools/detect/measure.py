@@ -57,8 +57,8 @@ def _sentences(text: str) -> list[tuple[int, int]]:
 
 
 def followbench(folder: Path) -> list[Marked]:
-    """FollowBench's prompts of the highest level that keeps the words of the one without constraints: what was put in
-    between (three words or more) is the constraint. Its set of examples marks no constraint in words and is left out."""
+    """FollowBench's prompts of the highest level that keeps the words of the one without constraints: what was put
+    between (three words or more) is the constraint. Its set of examples says no constraint in words and is left out."""
     found = []
     for path in sorted(folder.glob("*_constraints.json")):
         groups: dict[int, list[dict[str, Any]]] = {}

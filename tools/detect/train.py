@@ -44,7 +44,7 @@ class Chains:
         counts = Counter(name for sequence in named for names in sequence for name in names)
         self.names = sorted(name for name, count in counts.items() if count >= least)
         index = {name: at for at, name in enumerate(self.names)}
-        flat = [[index[name] for name in names if name in index] for sequence in named for names in sequence]
+        flat = [sorted(index[name] for name in names if name in index) for sequence in named for names in sequence]
         self.ids = torch.tensor([at for ids in flat for at in ids])
         self.offsets = torch.tensor([0, *(len(ids) for ids in flat)]).cumsum(0)[:-1]
         width = max(map(len, found))
@@ -95,7 +95,9 @@ def learn(rows: Sequence[Marked], least: int, penalty: float) -> Weights:
     optimiser.step(closure)
     pairs = zip(data.names, weights[:, 0].tolist(), strict=True)
     kept = {name: round(weight, 3) for name, weight in pairs if abs(weight) >= 0.04}
-    return Weights(kept, {name: (round(a, 3), round(b, 3)) for name, (a, b) in zip(BOUNDARIES, ties.tolist(), strict=True)})
+    return Weights(
+        kept, {name: (round(a, 3), round(b, 3)) for name, (a, b) in zip(BOUNDARIES, ties.tolist(), strict=True)}
+    )
 
 
 def cross_validate(rows: Sequence[Marked], folds: int, least: int, penalty: float) -> None:

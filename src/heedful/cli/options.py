@@ -20,7 +20,10 @@ Marked = Annotated[
     typer.Option("--instruction", "-i", help="Exact text to heed, or a role such as 'system'. May be repeated."),
 ]
 Auto = Annotated[
-    bool, typer.Option("--auto", help="Find the instructions; -i auto:0.8 sets the least score, -i auto:model asks the model.")
+    bool,
+    typer.Option(
+        "--auto", help="Find the instructions; -i auto:0.8 sets the least score, -i auto:model asks the model."
+    ),
 ]
 Model = Annotated[str | None, typer.Option("--model", "-m", help="Hub id or folder; else the built-in model.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1 …")]

@@ -17,15 +17,17 @@ Boundary = Literal["paragraph", "line", "sentence", "clause"]
 
 _WORD = re.compile(rf"{MASK}+|[^\W\d_]+(?:['’][^\W\d_]+)?|\d+|[^\w\s]|_+")
 # Words that may begin a clause or a phrase of its own.
-_OPENERS = frozenset(
-    "and but or with without in using that which who whose of for about to from on by as at where while when if so then also "
-    "including containing making make wrapped separated written followed starting ending avoiding no not don't must should "
-    "don’t do use include ensure each every all no please like such between after before under over within only keep".split()
+_OPENING = (
+    "and but or with without in using that which who whose of for about to from on by as at where while when "
+    "if so then also including containing making make wrapped separated written followed starting ending "
+    "avoiding no not don't must should don’t do use include ensure each every all no please like such between "
+    "after before under over within only keep"
 )
-_MEASURES = frozenset("word words sentence sentences paragraph paragraphs section sections line lines page stanza".split())
-_ABBREVIATIONS = frozenset(
-    "i e g etc vs mr mrs ms dr st no p s u inc ltd jr sr prof approx ca z b d h fig al ft".split()
-)
+_OPENERS = frozenset(_OPENING.split())
+_MEASURING = "word words sentence sentences paragraph paragraphs section sections line lines page stanza"
+_MEASURES = frozenset(_MEASURING.split())
+_ABBREVIATED = "i e g etc vs mr mrs ms dr st no p s u inc ltd jr sr prof approx ca z b d h fig al ft"
+_ABBREVIATIONS = frozenset(_ABBREVIATED.split())
 _ENDERS = frozenset(".!?。！？…")
 
 

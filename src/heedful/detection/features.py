@@ -7,6 +7,7 @@ named as it is shown to the user.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import cache
 from itertools import combinations, pairwise
 from typing import TypeAlias
 
@@ -16,14 +17,14 @@ from heedful.detection.material import MASK
 Row: TypeAlias = tuple[tuple[str, ...], tuple[str, ...]]  # a chunk's own features, and its sentence's
 
 _CLASSES = {
-    "length": "word words sentence sentences paragraph paragraphs section sections stanza stanzas line lines page pages "
-    "short brief concise long longer shorter length limit characters syllables tokens exceed maximum minimum",
+    "length": "word words sentence sentences paragraph paragraphs section sections stanza stanzas line lines page "
+    "pages short brief concise long longer shorter length limit characters syllables tokens exceed maximum minimum",
     "amount": "least most exactly fewer less more than between once twice thrice times only maximum minimum exceed up "
     "under over two three four five six seven eight nine ten twelve single 0",
     "format": "json markdown xml html yaml csv table bullet bullets bulleted list numbered format formatted heading "
-    "headings header headers title titled subtitle placeholder placeholders bracket brackets highlight highlighted bold "
-    "italic italics italicize italicized divider asterisk asterisks separated separate separator newline wrapped wrap "
-    "enclosed enclose latex code block indent structured outline columns",
+    "headings header headers title titled subtitle placeholder placeholders bracket brackets highlight highlighted "
+    "bold italic italics italicize italicized divider asterisk asterisks separated separate separator newline wrapped "
+    "wrap enclosed enclose latex code block indent structured outline columns",
     "case": "lowercase uppercase capital capitals capitalize capitalized lowercased caps lower upper capitalization "
     "capitalised capitalise",
     "language": "english german french spanish italian portuguese russian chinese japanese korean hindi arabic bengali "
@@ -35,10 +36,10 @@ _CLASSES = {
     "appear appears word avoid exclude excluding omit forbidden vocabulary jargon rhyme alliteration synonym start "
     "starts starting begin begins beginning end ends ending finish conclude postscript repeat adjectives adverbs verbs "
     "nouns vowel vowels consonant contractions pronouns",
-    "style": "tone style voice formal informal casual friendly polite professional persona perspective audience reader "
-    "act pretend role imagine speak sound humorous sarcastic academic poetic concise tense",
-    "demand": "must should make sure ensure please always never do don't dont not cannot can't no without avoid refrain "
-    "only need needs entirely exclusively strictly remember don’t can’t shall keep stick use using",
+    "style": "tone style voice formal informal casual friendly polite professional persona perspective audience "
+    "reader act pretend role imagine speak sound humorous sarcastic academic poetic concise tense",
+    "demand": "must should make sure ensure please always never do don't dont not cannot can't no without avoid "
+    "refrain only need needs entirely exclusively strictly remember don’t can’t shall keep stick use using",
     "answer": "your response answer reply output entire whole answers responses text essay story poem letter article "
     "email post song summary list resume",
 }
@@ -46,6 +47,8 @@ CLASS_OF: dict[str, tuple[str, ...]] = {}
 for _name, _words in _CLASSES.items():
     for _word in _words.split():
         CLASS_OF[_word] = (*CLASS_OF.get(_word, ()), _name)
+
+_CLASS_FEATURES = {word: [f"class {name}" for name in names] for word, names in CLASS_OF.items()}
 
 _SENTENCE_STARTS = ("paragraph", "line", "sentence")
 _LENGTHS = (4, 9, 19, 39, 10**9)
@@ -70,50 +73,52 @@ def _sentences(found: Sequence[Chunk]) -> Iterator[Sequence[Chunk]]:
             start = at
 
 
-def _of_chunk(sentence: Sequence[Chunk], at: int) -> Iterator[str]:
+def _of_chunk(sentence: Sequence[Chunk], at: int) -> list[str]:
     words = sentence[at].words
-    yield "first " + words[0]
-    for word in set(words):
-        yield word
-        for name in CLASS_OF.get(word, ()):
-            yield "class " + name
-    for pair in pairwise(words):
-        yield " ".join(pair)
-    for word in set(sentence[at - 1].words) if at else ():
-        yield "prev: " + word
-    for word in set(sentence[at + 1].words) if at + 1 < len(sentence) else ():
-        yield "next: " + word
-    yield "before " + (sentence[at - 1].words[-1] if at else "^")
-    yield "behind " + (sentence[at + 1].words[0] if at + 1 < len(sentence) else "$")
-    yield "opens" if at == 0 else "goes on"
+    distinct = set(words)
+    names = [f"first {words[0]}", *distinct]
+    for word in distinct:
+        names += _CLASS_FEATURES.get(word, ())
+    names += [f"{one} {other}" for one, other in pairwise(words)]
+    if at:
+        names += [f"prev: {word}" for word in set(sentence[at - 1].words)]
+        names += [f"before {sentence[at - 1].words[-1]}", "goes on"]
+    else:
+        names += ["before ^", "opens"]
+    if at + 1 < len(sentence):
+        names += [f"next: {word}" for word in set(sentence[at + 1].words)]
+        names.append(f"behind {sentence[at + 1].words[0]}")
+    else:
+        names.append("behind $")
+    return names
 
 
-def _of_sentence(sentence: Sequence[Chunk], index: int) -> Iterator[str]:
+def _of_sentence(sentence: Sequence[Chunk], index: int) -> list[str]:
     words = [word for chunk in sentence for word in chunk.words]
     is_bullet = words[0] in _BULLETS or words[1:2] in (["."], [")"])
     opening = words[1 if words[0] in _BULLETS else 2 if is_bullet else 0 :][:2] or words[:2]
     distinct = set(words)
-    for word in distinct:
-        yield "in: " + word
-    for pair in pairwise(words):
-        yield "in: " + " ".join(pair)
-    yield "length " + next(str(most) for most in _LENGTHS if len(words) <= most)
-    classes = sorted({name for word in distinct for name in CLASS_OF.get(word, ())})
-    for name in classes:
-        yield "in: class " + name
-    for one, other in combinations(classes, 2):
-        yield f"in: class {one} and {other}"
-    yield "opening " + opening[0]
-    yield "opening " + " ".join(opening)
-    yield "sentence 1" if index == 0 else "sentence 2" if index == 1 else "later sentence"
-    yield "new " + sentence[0].boundary
+    names = [f"in: {word}" for word in distinct]
+    names += [f"in: {one} {other}" for one, other in pairwise(words)]
+    names += _of_classes(frozenset([name for word in distinct if word in CLASS_OF for name in CLASS_OF[word]]))
+    names += [f"opening {opening[0]}", f"opening {' '.join(opening)}", f"new {sentence[0].boundary}"]
+    names.append("length " + next(str(most) for most in _LENGTHS if len(words) <= most))
+    names.append("sentence 1" if index == 0 else "sentence 2" if index == 1 else "later sentence")
     if words[-1] == "?":
-        yield "a question"
-        yield "asks " + opening[0]
+        names += ["a question", f"asks {opening[0]}"]
     if is_bullet:
-        yield "a bullet"
+        names.append("a bullet")
     if MASK in distinct:
-        yield "with a quotation"
+        names.append("with a quotation")
+    return names
+
+
+@cache  # at most 2 to the power of the number of classes, in practice a few hundred
+def _of_classes(names: frozenset[str]) -> tuple[str, ...]:
+    """The features of the classes that a sentence has words of: each, and each pair."""
+    ordered = sorted(names)
+    pairs = [f"in: class {one} and {other}" for one, other in combinations(ordered, 2)]
+    return (*(f"in: class {name}" for name in ordered), *pairs)
 
 
 def _around(sentences: Sequence[Sequence[Chunk]], index: int) -> Iterator[str]:

@@ -54,7 +54,9 @@ class Detection:
         return {"source": self.source, "found": [item.to_dict() for item in self.found], "note": self.note}
 
 
-def find(messages: Sequence[tuple[str, str]], *, threshold: float = DEFAULT_THRESHOLD, system: bool = True) -> Detection:
+def find(
+    messages: Sequence[tuple[str, str]], *, threshold: float = DEFAULT_THRESHOLD, system: bool = True
+) -> Detection:
     """The instructions in messages given as (role, content).
 
     `threshold`: the least score, above 0 and at most 1; higher finds less and errs less. `system`: whether all that
@@ -139,7 +141,7 @@ def _shown(name: str) -> str | None:
 
 
 _NEIGHBOURS = ("before ", "behind ", "asks ", "then ", "new ", "prev: ", "next: ", "length ")
-_SIGNS = frozenset(
-    "opens|goes on|sentence 1|sentence 2|later sentence|last sentence|last but one|a question|a bullet|behind a colon"
-    "|behind material|with a quotation".split("|")
+_SIGNS = (
+    *("opens", "goes on", "a question", "a bullet", "behind a colon", "behind material", "with a quotation"),
+    *("sentence 1", "sentence 2", "later sentence", "last sentence", "last but one"),
 )

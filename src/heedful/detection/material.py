@@ -54,7 +54,7 @@ def layout(text: str) -> Layout:
     blocks = _merged(
         Material(*match.span(), kind) for kind, pattern in patterns.BLOCKS for match in pattern.finditer(text)
     )
-    bare = _masked(text, blocks)
+    bare = patterns.OWN_TAG.sub(lambda tag: " " * len(tag[0]), _masked(text, blocks))
     quotations = [Material(*match.span(), "quotation") for match in patterns.QUOTATION.finditer(bare)]
     blocks = _merged([*blocks, *(found for found in quotations if not _is_argument(bare, found))])
     bare = _masked(bare, quotations)
@@ -105,7 +105,9 @@ def _is_argument(text: str, found: Material) -> bool:
     if len(inner.split()) > _LONGEST_ARGUMENT:
         return False
     before = re.split(r"[.!?]\s+|\n", text[max(found.start - 80, 0) : found.start])[-1]
-    return bool(before.strip()) and not patterns.QUOTED_TEXT.search(before) or patterns.ARGUMENT.search(before) is not None
+    if patterns.ARGUMENT.search(before):
+        return True
+    return bool(before.strip()) and not patterns.QUOTED_TEXT.search(before)
 
 
 # Letters, transcripts, code

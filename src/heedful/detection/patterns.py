@@ -6,6 +6,7 @@ import re
 
 # Tags around a writer's own instructions; every other pair of tags encloses material.
 OWN_TAGS = r"instructions?|rules?|requirements?|constraints?|guidelines?|format|output_format|task|request|heed"
+OWN_TAG = re.compile(rf"</?(?:{OWN_TAGS})>", re.I)
 
 # What encloses material, whatever stands around it.
 BLOCKS = (
@@ -37,8 +38,8 @@ QUOTATION = re.compile(
 _NOUN = (
     r"(?:text|passage|article|paragraphs?|documents?|docs?|(?:e-?)?mails?|messages?|reviews?|letter|stor(?:y|ies)|poem|posts?"
     r"|tweets?|comments?|sentences?|statements?|quotes?|quotations?|snippets?|code|script|function|transcript|chat|logs?"
-    r"|conversation|dialog(?:ue)?|abstract|excerpts?|extracts?|speech|lyrics|notes?|page|web ?page|website|contents?|input"
-    r"|data|table|report|blog|headlines?|pitch|paper|tickets?|prompts?|threads?|memo|contract|clause|recipe|ad|lines?"
+    r"|conversation|dialog(?:ue)?|abstract|excerpts?|extracts?|speech|lyrics|notes?|page|web ?page|website|contents?"
+    r"|input|data|table|report|blog|headlines?|pitch|paper|tickets?|prompts?|threads?|memo|contract|clause|recipe|ad|lines?"
     r"|advert(?:isement)?|captions?|descriptions?|transcription|minutes|essay|draft|resume|cv|joke|string|context|source"
     r"|original|policy|feedback|complaint|slogan|readme|file|config(?:uration)?|manual|examples?|announcement|leaflet"
     r"|label|sign|listing|bio|strings|invoice|receipt|minutes|subtitles?|voicemail|scene|screenplay|chapter|verse|song|entry|proverb|paste)"
@@ -51,8 +52,8 @@ _WORK = (
     r"|identify|check|compare|make)"
 )
 _SAYING = (
-    r"(?:says?|said|saying|reads?|reading|wrote|writes?|goes|states?|stated|tells? \w+|told \w+|asks?(?: \w+)?|asked \w+"
-    r"|replied|answered|posted|texted|shouted|whispered|announced)"
+    r"(?:says?|said|saying|reads?|reading|wrote|writes?|goes|states?|stated|tells? \w+|told \w+|asks?(?: \w+)?"
+    r"|asked \w+|replied|answered|posted|texted|shouted|whispered|announced)"
 )
 _THIS = r"(?:following|below|this|these|here|attached|pasted)"
 _LANGUAGE = (
@@ -61,8 +62,8 @@ _LANGUAGE = (
 )
 # Work that is done on a text, whatever is in it.
 _REWORK = (
-    r"(?:summari[sz]e|sum up|translat\w+|paraphrase|re-?write|rephrase|reword|proof-?read|correct|fix|critique|rate|grade"
-    r"|critici[sz]e|analy[sz]e|classify|review|improve|shorten|condense|simplify|polish|evaluate|judge|explain|interpret"
+    r"(?:summari[sz]e|sum up|translat\w+|paraphrase|re-?write|rephrase|reword|proof-?read|correct|fix|critique|rate"
+    r"|grade|critici[sz]e|analy[sz]e|classify|review|improve|shorten|condense|simplify|polish|evaluate|judge|explain|interpret"
     r"|transliterate|categori[sz]e|compare|extract|tl;?dr|check|continue)"
 )
 
@@ -96,7 +97,8 @@ REWORKING = re.compile(
 )
 # What every announcement has, to be looked for first: it is cheap.
 HINT = re.compile(
-    rf"\b(?:following|below|this|these|here)\b|(?:\A|[.!?]\s)\W*(?:please |kindly |can you |could you )?{_REWORK}\b", re.I
+    rf"\b(?:following|below|this|these|here)\b|(?:\A|[.!?]\s)\W*(?:please |kindly |can you |could you )?{_REWORK}\b",
+    re.I,
 )
 # A sentence that announces a text in the next paragraph without a colon.
 ANNOUNCEMENT = re.compile(
@@ -121,15 +123,16 @@ HEADER = re.compile(
     r"^(?:from|to|cc|bcc|subject|sent|date|reply-to|betreff|von|an|de|objet|asunto)[ \t]*:[^\n]*$", re.I
 )
 GREETING = re.compile(
-    r"^(?:hi|hello|hey|dear|good (?:morning|afternoon|evening)|greetings|to whom it may concern|sehr geehrte\w*|liebe\w?"
-    r"|hallo|bonjour|cher|chère|hola|estimad\w+|ciao|gentile)\b(?:[^\n.!?:]|(?<=M[rs])\.|(?<=Mrs)\.|(?<=Dr)\.){0,40}"
+    r"^(?:hi|hello|hey|dear|good (?:morning|afternoon|evening)|greetings|to whom it may concern|sehr geehrte\w*"
+    r"|liebe\w?|hallo|bonjour|cher|chère|hola|estimad\w+|ciao|gentile)\b(?:[^\n.!?:]|(?<=M[rs])\.|(?<=Mrs)\.|(?<=Dr)\.){0,40}"
     r"[,:!–-]?[ \t]*$",
     re.I,
 )
 SIGN_OFF = re.compile(
-    r"^(?:(?:kind|best|warm|many)? ?(?:regards|wishes)|best|thanks(?: again| so much| a lot)?|thank you(?: so much)?|cheers"
-    r"|sincerely|yours(?: \w+)?|love|respectfully|cordially|all the best|take care|talk soon|mit freundlichen grüßen"
-    r"|viele grüße|cordialement|bien à vous|saludos|[-–—]+ ?[A-Z]\w+)[,.!]?(?: [A-Z][\w.]*){0,3}[,.!]?[ \t]*$",
+    r"^(?:(?:kind|best|warm|many)? ?(?:regards|wishes)|best|thanks(?: again| so much| a lot)?|thank you(?: so much)?"
+    r"|cheers|sincerely|yours(?: \w+)?|love|respectfully|cordially|all the best|take care|talk soon"
+    r"|mit freundlichen grüßen|viele grüße|cordialement|bien à vous|saludos"
+    r"|[-–—]+ ?[A-Z]\w+)[,.!]?(?: [A-Z][\w.]*){0,3}[,.!]?[ \t]*$",
     re.I,
 )
 SPEAKER = re.compile(
@@ -143,8 +146,8 @@ FIELDS = re.compile(
     re.I,
 )
 CODE = re.compile(
-    r"^\s*(?:def \w+\(|class \w+[:({]|import \w+[.\w]*;?$|from [\w.]+ import|#include|(?:public|private|static|async) \w"
-    r"|export \w+ \w|function\b.*[({]|(?:const|let|var|int|string|bool|void|auto|final|fn|func|val) \w+.*[=({]"
+    r"^\s*(?:def \w+\(|class \w+[:({]|import \w+[.\w]*;?$|from [\w.]+ import|#include|(?:public|private|static) \w"
+    r"|async \w|export \w+ \w|function\b.*[({]|(?:const|let|var|int|string|bool|void|auto|final|fn|func|val) \w+.*[=({]"
     r"|return\b.*;?$|//|/\*|\*/|<\?php|<!--|(?:SELECT|INSERT|UPDATE|DELETE|CREATE|ALTER) [\w*]|\$ \w|>>> |@\w+(?:\(|$)"
     r"|#!|\\\w+|[\w.]+\s*=\s*[\w\"'\[{(]|[\w.]+\([^)]*\);?\s*$|\"[\w ]+\"\s*:)|[;{}]\s*$|^\s*[{}\[\]]+\s*,?$"
 )
@@ -160,8 +163,8 @@ OVERRIDE = re.compile(
 
 # A last paragraph that is the writer's again, though nothing closes the material before it.
 RESUMED = re.compile(
-    r"\b(?:your|the) (?:entire |whole |full |final |own )?(?:answer|response|reply|output|summary|translation|rewrite)\b"
-    r"|\byour (?:song|poem|story|essay|rap|limerick|haiku|joke|riddle)\b"
+    r"\b(?:your|the) (?:entire |whole |full |final |own )?(?:answer|response|reply|output|summary|translation)\b"
+    r"|\b(?:your|the) rewrite\b|\byour (?:song|poem|story|essay|rap|limerick|haiku|joke|riddle)\b"
     r"|\b(?:first|before)\b.{0,30}\brepeat",
     re.I,
 )
