@@ -4,6 +4,7 @@ from heedful import hf
 from heedful.chat import Chat
 from heedful.comparison import Compared, compare
 from heedful.contrast import Anchoring, ContextAware
+from heedful.detection import Detection, Found
 from heedful.directer import Directer
 from heedful.errors import (
     ContextLengthError,
@@ -19,6 +20,7 @@ from heedful.errors import (
 )
 from heedful.gate import Plausibility
 from heedful.generate import LM, Event, Job, Result, load, wrap
+from heedful.prompt import detect
 from heedful.sampling import Sampling
 from heedful.schedule import Halving
 from heedful.spans import Span
@@ -35,8 +37,10 @@ __all__ = [
     "ContextAware",
     "ContextLengthError",
     "DataError",
+    "Detection",
     "Directer",
     "Event",
+    "Found",
     "Halving",
     "HeedfulError",
     "InstABoost",
@@ -59,6 +63,7 @@ __all__ = [
     "Trace",
     "UnsupportedModelError",
     "compare",
+    "detect",
     "hf",
     "load",
     "wrap",

@@ -64,6 +64,7 @@ def compare(
         raise OptionError("name at least one method to compare")
     constraints = [constraint(spec) for spec in checks]
     lm = lm or load()
+    instructions = lm.found(prompt, instructions)
     jobs = [Job(prompt, instructions, method, max_new_tokens) for method in named.values()]
     results = lm.generate_batch(jobs, num_slots=len(jobs))
     prompt_ids = lm.encode(prompt, instructions).token_ids

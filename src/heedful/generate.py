@@ -12,11 +12,13 @@ import torch
 from heedful.answer import Emitted, FinishReason, Request, capacity_for, slots_for
 from heedful.checks import whole
 from heedful.decode import Decoder
+from heedful.detection import Detection
 from heedful.directer import Directer
 from heedful.engine import Engine
 from heedful.errors import ContextLengthError, HeedfulError, ModelError, OptionError, SpanError
+from heedful.extraction import copied_out
 from heedful.models import resolve
-from heedful.prompt import EncodedPrompt, Instructions, Messages, encode
+from heedful.prompt import AUTO_BY_MODEL, EncodedPrompt, Instructions, Messages, encode, is_auto
 from heedful.recipe import Method, recipe_of
 from heedful.sampling import Sampling
 from heedful.spans import TokenSpan
@@ -34,9 +36,10 @@ DTYPES = ("auto", "float32", "bfloat16", "float16")
 class Job:
     """One prompt and how to answer it.
 
-    `method` None is plain decoding; with a method, something must be marked. `max_new_tokens` None: 256, or what the
-    context leaves. `stop`: strings that end the answer and are not part of it. `raw`: no chat template. `tags=False`:
-    `<heed>` in the prompt is text like any other.
+    `method` None is plain decoding; with a method, something must be marked, or found: with instructions="auto", a
+    prompt without any is decoded plainly and the result says so. `max_new_tokens` None: 256, or what the context
+    leaves. `stop`: strings that end the answer and are not part of it. `raw`: no chat template. `tags=False`: `<heed>`
+    in the prompt is text like any other.
     """
 
     prompt: Messages
@@ -51,13 +54,17 @@ class Job:
 
 @dataclass(frozen=True)
 class Result:
-    """An answer: its text, its tokens (an EOS included), why it ended, and what was decided on the way."""
+    """An answer: its text, its tokens (an EOS included), why it ended, and what was decided on the way.
+
+    `detection`: which instructions were found, where they were not given; its `note` says if nothing was steered.
+    """
 
     text: str
     token_ids: tuple[int, ...]
     finish_reason: FinishReason
     stats: Stats
     trace: Trace
+    detection: Detection | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The answer as JSON values: what `heedful generate --json` prints."""
@@ -70,6 +77,7 @@ class Result:
             "method": self.trace.method,
             "stats": stats,
             "steps": [asdict(step) for step in self.trace.steps],
+            **({} if self.detection is None else {"detection": self.detection.to_dict()}),
         }
 
 
@@ -135,7 +143,13 @@ class LM:
         self, prompt: Messages, instructions: Instructions = None, *, raw: bool = False, tags: bool = True
     ) -> EncodedPrompt:
         """The prompt as the model reads it, and which tokens are marked."""
-        return encode(self.tokenizer, prompt, instructions, raw=raw, tags=tags)
+        return encode(self.tokenizer, prompt, self.found(prompt, instructions), raw=raw, tags=tags)
+
+    def found(self, prompt: Messages, instructions: Instructions) -> Instructions:
+        """`instructions`, or what the model copies out of the prompt if they are "auto:model": several forwards."""
+        if instructions == AUTO_BY_MODEL:
+            return copied_out(self.engine, self.tokenizer, prompt, self.eos_ids())
+        return instructions
 
     def request(self, job: Job) -> Request:
         """What the decoder is asked for a job. Raises the `HeedfulError` that generating it would."""
@@ -196,7 +210,13 @@ class Answering:
     def __init__(self, lm: LM, index: int, job: Job) -> None:
         self.index, self.job = index, job
         self.result: Result | None = None
-        self.encoded = lm.encode(job.prompt, job.instructions, raw=job.raw, tags=job.tags)
+        is_idle = job.method is None and is_auto(job.instructions)
+        self.encoded = lm.encode(job.prompt, None if is_idle else job.instructions, raw=job.raw, tags=job.tags)
+        self.detection = self.encoded.detection
+        if job.method is not None and not self.encoded.span and self.detection is not None:
+            self.job = job = replace(job, method=None)
+            note = "; ".join(filter(None, (self.detection.note, "decoded plainly")))
+            self.detection = replace(self.detection, note=note)
         if job.method is not None and not self.encoded.span:
             raise SpanError(
                 "nothing in the prompt is marked to be heeded: wrap it in <heed>…</heed>, name it in instructions, "
@@ -231,7 +251,7 @@ class Answering:
         trace = Trace(tuple(self._steps), emitted.answer.ranking, method)
         ids = tuple(step.token_id for step in self._steps)
         stats = emitted.answer.stats.over(self._steps)  # less what was settled behind a stop string
-        self.result = Result(self._text.text, ids, reason, stats, trace)
+        self.result = Result(self._text.text, ids, reason, stats, trace, self.detection)
         return Event(self.index, text, step, self.result)
 
 

@@ -12,13 +12,15 @@ from dataclasses import dataclass
 from itertools import chain, islice
 from typing import Any, TypeAlias
 
-from heedful.errors import PromptError, SpanError, TokenizerError
+from heedful.detection import DEFAULT_THRESHOLD, Detection, Found, find
+from heedful.errors import OptionError, PromptError, SpanError, TokenizerError
 from heedful.spans import Span, TokenSpan, excerpt, find_substring, nearest, parse_tags, tokens_in
 
 Messages: TypeAlias = str | Sequence[Mapping[str, Any]]
-Instructions: TypeAlias = str | Sequence[str | tuple[int, int] | Span] | None
+Instructions: TypeAlias = str | Sequence[str | tuple[int, int] | Span] | Detection | None
 
 ROLES = ("system", "user", "assistant", "developer", "tool")
+AUTO, AUTO_BY_MODEL = "auto", "auto:model"
 
 _PRIVATE_USE = (range(0xF0000, 0xFFFFE), range(0x100000, 0x10FFFE), range(0xE000, 0xF900))
 _ONE_PRIVATE = re.compile("([\ue000-\uf8ff\U000f0000-\U000ffffd\U00100000-\U0010fffd])")
@@ -31,7 +33,8 @@ class EncodedPrompt:
     """A prompt as the model reads it; ranges are half-open, in characters of `text`.
 
     `offsets` has one range for each of `token_ids`, or is empty if nothing is marked. `char_spans` are the marked
-    passages, sorted, as (start, end, weight); `span` are their tokens.
+    passages, sorted, as (start, end, weight); `span` are their tokens. `detection`: what was found, where the
+    instructions were to be found and not given.
     """
 
     text: str
@@ -39,6 +42,7 @@ class EncodedPrompt:
     span: TokenSpan
     offsets: tuple[tuple[int, int], ...]
     char_spans: tuple[tuple[int, int, float], ...]
+    detection: Detection | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,12 +73,14 @@ def encode(
     A string is one turn of the user; `raw`, or a tokenizer without a chat template, takes it as plain text. A last
     message of the assistant is continued. `tags=False`: `<heed>` is text like any other.
     `instructions` is a role, whose messages are marked whole; or exact text; or a list of exact texts (each marked
-    wherever it stands), of (start, end) ranges and of `Span`s, both over a message's content. Raises PromptError,
+    wherever it stands), of (start, end) ranges and of `Span`s, both over a message's content. "auto" finds them (see
+    `detect`), "auto:0.8" with another threshold; a `Detection` marks what was found before. Raises PromptError,
     SpanError, or TokenizerError if tokens are to be marked but cannot be located.
     """
     plain = raw or not getattr(tokenizer, "chat_template", None)
     messages = _read(prompt, plain=plain, tags=tags)
-    marks = _marks(messages, instructions)
+    detection = _detection(messages, instructions)
+    marks = _marks(messages, instructions if detection is None else detection)
     render = _plain_text if plain else _through_template(tokenizer, messages)
     text = render([message.content for message in messages])
     spans = _locate(render, text, messages, marks) if marks else []
@@ -86,13 +92,60 @@ def encode(
         span=tokens_in(spans, offsets, text),
         offsets=offsets,
         char_spans=tuple((span.start, span.end, span.weight) for span in spans),
+        detection=detection,
     )
+
+
+def detect(prompt: Messages, *, threshold: float = DEFAULT_THRESHOLD, system: bool = True) -> tuple[Found, ...]:
+    """The instructions of `prompt`, found by rules and a small linear model, in order; empty where there are none.
+
+    A span counts in the characters of its message without `<heed>` tags. `threshold`: the least score, above 0 and at
+    most 1. `system`: whether system and developer messages are instructions throughout; if not, they are read like the
+    user's. Raises PromptError for a prompt that is none, OptionError for a threshold out of range.
+    """
+    return find(_turns(_read(prompt, plain=False)), threshold=threshold, system=system).found
+
+
+def turns(prompt: Messages) -> list[tuple[str, str]]:
+    """The (role, content) of each message, tags removed. Raises PromptError for a prompt that is none."""
+    return _turns(_read(prompt, plain=False))
+
+
+def is_auto(instructions: Instructions) -> bool:
+    """Whether the instructions are to be found, by whatever means."""
+    return isinstance(instructions, str) and (instructions == AUTO or instructions.startswith(f"{AUTO}:"))
+
+
+def _turns(messages: Sequence[_Message]) -> list[tuple[str, str]]:
+    return [(message.role, message.content) for message in messages]
+
+
+def _detection(messages: Sequence[_Message], instructions: Instructions) -> Detection | None:
+    """What "auto" finds, or what was found before; None where the instructions are given."""
+    if isinstance(instructions, Detection):
+        return instructions
+    if not isinstance(instructions, str) or not is_auto(instructions):
+        return None
+    if instructions == AUTO_BY_MODEL:
+        raise OptionError(f"{AUTO_BY_MODEL!r} needs the model: ask an LM, or use {AUTO!r}")
+    return find(_turns(messages), threshold=_threshold(instructions))
+
+
+def _threshold(instructions: str) -> float:
+    """That of "auto:0.8"."""
+    if instructions == AUTO:
+        return DEFAULT_THRESHOLD
+    try:
+        return float(instructions.removeprefix(f"{AUTO}:"))
+    except ValueError:
+        known = f"{AUTO}, {AUTO}:0.8 (a threshold), {AUTO_BY_MODEL}"
+        raise OptionError(f"unknown way to find instructions: {excerpt(instructions)!r}; known: {known}") from None
 
 
 # Messages
 
 
-def _read(prompt: Messages, *, plain: bool, tags: bool) -> list[_Message]:
+def _read(prompt: Messages, *, plain: bool, tags: bool = True) -> list[_Message]:
     """The checked messages of a prompt, at least one of them not blank."""
     if isinstance(prompt, str):
         prompt = [{"role": "user", "content": prompt}]
@@ -156,6 +209,8 @@ def _asked(messages: Sequence[_Message], instructions: Instructions) -> Iterable
     """The marks that `instructions` asks for."""
     if instructions is None:
         return []
+    if isinstance(instructions, Detection):
+        return _of_detection(messages, instructions)
     if isinstance(instructions, str):
         return (_of_role if instructions in ROLES else _of_text)(messages, instructions)
     if isinstance(instructions, bytes) or not isinstance(instructions, Sequence):
@@ -173,6 +228,15 @@ def _of_item(messages: Sequence[_Message], item: object) -> list[_Mark]:
     if isinstance(item, tuple | list) and len(item) == 2:
         return _of_range(messages, Span(item[0], item[1]))
     raise SpanError(f"an instruction in a list is text, a (start, end) range or a Span, not {excerpt(repr(item))}")
+
+
+def _of_detection(messages: Sequence[_Message], detection: Detection) -> Iterator[_Mark]:
+    """What was found, but for what tags mark already."""
+    for item in detection.found:
+        index = _meant_message(messages, item.span)
+        start, end = item.span.start, item.span.end
+        if all(end <= tag.start or tag.end <= start for tag in messages[index].tagged):
+            yield _Mark(index, start, end, item.span.weight)
 
 
 def _of_role(messages: Sequence[_Message], role: str) -> list[_Mark]:

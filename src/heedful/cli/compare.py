@@ -20,6 +20,7 @@ def command(
     file: options.PromptFile = None,
     system: options.System = None,
     instruction: options.Marked = None,
+    auto: options.Auto = False,
     methods: Annotated[
         str, typer.Option(help="Separated by commas, each with its options: static:strength=10,pasta:profile=FILE.")
     ] = ",".join(DEFAULT_METHODS),
@@ -41,11 +42,12 @@ def command(
     rows = compare(
         message,
         named,
-        instructions=options.instructions(instruction),
+        instructions=options.instructions(instruction, auto),
         checks=check or (),
         max_new_tokens=max_new_tokens,
         lm=options.load_quietly(model, device, dtype),
     )
+    options.tell(rows[-1].result)
     if as_json:
         print(json.dumps([row.to_dict() for row in rows], ensure_ascii=False))
         return

@@ -27,6 +27,7 @@ def generate(
     file: options.PromptFile = None,
     system: options.System = None,
     instruction: options.Marked = None,
+    auto: options.Auto = False,
     method: Annotated[str, typer.Option(help=options.METHOD)] = "directer",
     settings: options.SettingsFile = None,
     strength: Annotated[float | None, typer.Option(help="How strongly to steer (α).")] = None,
@@ -51,7 +52,7 @@ def generate(
     given = {"strength": strength, "threshold": threshold, "ranking": _ranking(ranking), "compat": compat}
     job = Job(
         prompt=options.read_prompt(prompt, file, system),
-        instructions=options.instructions(instruction),
+        instructions=options.instructions(instruction, auto),
         method=parse_method(method if settings is None else f"@{settings}", given),
         max_new_tokens=max_new_tokens,
         sampling=Sampling(temperature, top_k, top_p, seed),
@@ -92,6 +93,7 @@ def _stream(lm: Any, job: Job, as_json: bool) -> Result:
         raise
     result = events[-1].result
     assert result is not None
+    options.tell(result)
     print(json.dumps(result.to_dict(), ensure_ascii=False) if as_json else "")
     if not as_json and sys.stderr.isatty():
         Console(stderr=True, highlight=False).print(_summary(result), style="dim")
@@ -119,6 +121,7 @@ def _compare(lm: Any, job: Job, as_json: bool) -> Result:
     plain: Result
     steered: Result
     plain, steered = lm.generate_batch([replace(job, method=None), job])
+    options.tell(steered)
     if as_json:
         print(json.dumps({"plain": plain.to_dict(), "steered": steered.to_dict()}, ensure_ascii=False))
         return steered

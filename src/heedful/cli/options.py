@@ -8,9 +8,9 @@ from typing import Annotated, Any
 
 import typer
 
-from heedful.errors import PromptError
+from heedful.errors import OptionError, PromptError
 from heedful.methods import NAMES
-from heedful.prompt import ROLES, Instructions, Messages
+from heedful.prompt import AUTO, ROLES, Instructions, Messages, is_auto
 
 Prompt = Annotated[str | None, typer.Argument(help="The prompt; '-' reads standard input.", show_default=False)]
 PromptFile = Annotated[Path | None, typer.Option("--file", "-f", help="Read the prompt from a file.")]
@@ -18,6 +18,12 @@ System = Annotated[str | None, typer.Option(help="A system message before the pr
 Marked = Annotated[
     list[str] | None,
     typer.Option("--instruction", "-i", help="Exact text to heed, or a role such as 'system'. May be repeated."),
+]
+Auto = Annotated[
+    bool,
+    typer.Option(
+        "--auto", help="Find the instructions; -i auto:0.8 sets the least score, -i auto:model asks the model."
+    ),
 ]
 Model = Annotated[str | None, typer.Option("--model", "-m", help="Hub id or folder; else the built-in model.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1 …")]
@@ -45,11 +51,13 @@ def read_prompt(prompt: str | None, file: Path | None, system: str | None) -> Me
     return [{"role": "system", "content": system}, {"role": "user", "content": text}]
 
 
-def instructions(marked: list[str] | None) -> Instructions:
-    """One role, or a list of exact texts, or nothing."""
+def instructions(marked: list[str] | None, auto: bool = False) -> Instructions:
+    """One role, or a way to find them, or a list of exact texts, or nothing. Raises `OptionError` for two at once."""
+    if auto and marked:
+        raise OptionError("--auto finds the instructions and -i names them; give one of them")
     if not marked:
-        return None
-    return marked[0] if len(marked) == 1 and marked[0] in ROLES else list(marked)
+        return AUTO if auto else None
+    return marked[0] if len(marked) == 1 and (marked[0] in ROLES or is_auto(marked[0])) else list(marked)
 
 
 def load_quietly(model: str | None, device: str, dtype: str) -> Any:
@@ -57,3 +65,9 @@ def load_quietly(model: str | None, device: str, dtype: str) -> Any:
     from heedful.generate import load
 
     return load(model, device=device, dtype=dtype)  # type: ignore[arg-type]
+
+
+def tell(result: Any) -> None:
+    """Says on standard error what the result of found instructions has to say."""
+    if result.detection is not None and result.detection.note:
+        print(f"heedful: {result.detection.note}", file=sys.stderr)

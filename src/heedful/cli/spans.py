@@ -10,9 +10,10 @@ from rich.console import Console
 from rich.text import Text
 
 from heedful.cli import options
+from heedful.detection import Detection
 from heedful.errors import SpanError
 from heedful.models import resolve
-from heedful.prompt import EncodedPrompt, encode
+from heedful.prompt import AUTO_BY_MODEL, EncodedPrompt, encode
 
 
 def spans(
@@ -20,15 +21,19 @@ def spans(
     file: options.PromptFile = None,
     system: options.System = None,
     instruction: options.Marked = None,
+    auto: options.Auto = False,
     model: options.Model = None,
     raw: options.Raw = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Show which tokens of PROMPT would be steered."""
-    tokenizer = _tokenizer(model)
     messages = options.read_prompt(prompt, file, system)
-    encoded = encode(tokenizer, messages, options.instructions(instruction), raw=raw)
-    if not encoded.span:
+    instructions = options.instructions(instruction, auto)
+    if instructions == AUTO_BY_MODEL:
+        encoded = options.load_quietly(model, "cpu", "auto").encode(messages, instructions, raw=raw)
+    else:
+        encoded = encode(_tokenizer(model), messages, instructions, raw=raw)
+    if not encoded.span and encoded.detection is None:
         raise SpanError("nothing in the prompt is marked: wrap it in <heed>…</heed> or name it with --instruction")
     if as_json:
         print(json.dumps(_as_dict(encoded), ensure_ascii=False))
@@ -55,6 +60,7 @@ def _as_dict(encoded: EncodedPrompt) -> dict[str, Any]:
         "positions": list(encoded.span.positions),
         "weights": list(encoded.span.weights),
         "char_spans": [list(span) for span in encoded.char_spans],
+        **({} if encoded.detection is None else {"detection": encoded.detection.to_dict()}),
     }
 
 
@@ -71,7 +77,19 @@ def _show(encoded: EncodedPrompt) -> None:
         where = f"positions {run[0]}–{run[-1]}" if len(run) > 1 else f"position {run[0]}"
         line = f"{where} ({len(run)} tokens), weight {weight:g}: "
         console.print(Text(line, "bold") + Text(repr(encoded.text[start:end])), soft_wrap=True)
+    if encoded.detection is not None:
+        _explain(console, encoded.detection)
     console.print(f"{len(encoded.span.positions)} of {len(encoded.token_ids)} tokens are steered", style="dim")
+
+
+def _explain(console: Console, detection: Detection) -> None:
+    """What was found, how surely, and why."""
+    console.print()
+    for item in detection.found:
+        words = ", ".join(item.why)
+        console.print(Text(f"{item.score:.2f} ", "bold") + Text(f"{item.text!r}: {words}"), soft_wrap=True)
+    if detection.note:
+        console.print(Text(detection.note, "yellow"), soft_wrap=True)
 
 
 def _runs(positions: tuple[int, ...]) -> list[list[int]]:
