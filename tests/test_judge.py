@@ -105,7 +105,8 @@ def record(key: str, text: str, **more: Any) -> dict[str, Any]:
     prompt = "<|im_start|>user\nTell. No commas.<|im_end|>"
     start = prompt.index("No")
     base = {"key": key, "prompt": prompt, "spans": [[start, start + 10, 1.0]], "text": text, "points": {}, "why": {}}
-    return {**base, "perplexity": 2.0, **more}
+    told = {"perplexity": 2.0, "generated_tokens": 3, "finish_reason": "eos", "steps": {}}
+    return {**base, **told, **more}
 
 
 NONE = [record("1", "plain"), record("2", "good"), record("3", "same"), record("4", "torn"), record("5", "plain")]
