@@ -249,6 +249,17 @@ def test_seeds(lm: heedful.LM, file: Path, tmp_path: Path) -> None:
     assert "static@1" in text
 
 
+def test_spans_that_are_found(lm: heedful.LM, file: Path, tmp_path: Path) -> None:
+    run.run(lm, plan(file, tmp_path, max_new_tokens=3, spans="auto"))
+    (found,) = runs.read(tmp_path)
+    assert found.settings["spans"] == "auto"
+    record = found.records["directer"]["1"]
+    expected = lm.encode(gsm8k.prompt("What is 1 + 1?")[0], "auto")
+    assert record["spans"] == [list(span) for span in expected.char_spans]
+    with pytest.raises(OptionError, match="begun with another spans"):
+        run.run(lm, plan(file, tmp_path, max_new_tokens=3), resume=True)
+
+
 def test_random_controls_are_summed_up_over_their_seeds(lm: heedful.LM, file: Path, tmp_path: Path) -> None:
     named = "directer:ranking=random:0,directer:ranking=random:1"
     run.run(lm, plan(file, tmp_path, named))

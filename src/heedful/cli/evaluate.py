@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -57,6 +57,9 @@ def run_tasks(
     limit: Annotated[int | None, typer.Option(help="Only the first rows of each file.")] = None,
     shard: Annotated[str | None, typer.Option(help="i/n: every n-th row, from the i-th on (from 0).")] = None,
     max_new_tokens: options.NewTokens = None,
+    auto: Annotated[
+        bool, typer.Option("--auto", help="Find the instructions; do not use the task's own spans.")
+    ] = False,
     temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
     top_k: Annotated[int, typer.Option(help="0 keeps all.")] = 0,
     top_p: Annotated[float, typer.Option(help="1 keeps all.")] = 1.0,
@@ -78,6 +81,7 @@ def run_tasks(
     whole("batch", batch, low=1)
     whole("seeds", seeds, low=1)
     sampling = Sampling(temperature, top_k, top_p)
+    spans: Literal["given", "auto"] = "auto" if auto else "given"
     if limit is not None:
         whole("limit", limit, low=1)
     named = parse_methods(methods if settings is None else f"{methods},@{settings}")
@@ -87,7 +91,7 @@ def run_tasks(
         found, failed = examples(TASKS[name], _shard(sources.records(TASKS[name], places, limit), shard))
         _tell_left_out(console, name, failed)
         TASKS[name].check()
-        plans.append(run.Plan(TASKS[name], found, named, out, batch, max_new_tokens, failed, sampling, seeds))
+        plans.append(run.Plan(TASKS[name], found, named, out, batch, max_new_tokens, failed, sampling, seeds, spans))
     judging = judge.opened(judge_url, judge_model, given, named)
     lm = options.load_quietly(model, device, dtype)
     for plan in plans:  # all are begun before the first answer, so that one that is refused does not end hours of work

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import quote
 
 import torch
@@ -35,7 +35,8 @@ from heedful.scoring import score
 class Plan:
     """What is run on which examples, where it is written, and how many answers are made at a time.
 
-    With a `sampling` that is not greedy, every method is run `num_seeds` times, as `name@0`, `name@1` …
+    With a `sampling` that is not greedy, every method is run `num_seeds` times, as `name@0`, `name@1` … `spans`:
+    "given" by the task, or found in the prompt ("auto").
     """
 
     task: Task
@@ -48,6 +49,7 @@ class Plan:
     """Lines of the data that are no prompt of the task, and why."""
     sampling: Sampling = Sampling()
     num_seeds: int = 1
+    spans: Literal["given", "auto"] = "given"
 
     @property
     def variants(self) -> dict[str, Variant]:
@@ -92,6 +94,7 @@ def run(lm: LM, plan: Plan, *, resume: bool = False, report: Callable[[Progress]
     """Answers and judges whatever is missing. Raises `OptionError` where `plan.out` holds another run, or any run
     without `resume`, and where the disk is full."""
     begin(lm, plan, resume=resume)
+    plan = _with_spans(plan)
     folder = plan.out / plan.task.name
     count = 0
     for name, variant in plan.variants.items():
@@ -111,6 +114,19 @@ def run(lm: LM, plan: Plan, *, resume: bool = False, report: Callable[[Progress]
                     report(Progress(name, len(done), len(plan.examples) * plan.task.num_turns, count))
             journal.rewrite(final, _in_data_order(plan, done))
             part.unlink()
+
+
+def _with_spans(plan: Plan) -> Plan:
+    """The plan with its examples marked as it says, those of later turns too."""
+    if plan.spans == "given":
+        return plan
+
+    def follow(example: Example, text: str) -> Example | None:
+        follower = plan.task.follow(example, text)
+        return None if follower is None else replace(follower, instructions=plan.spans)
+
+    found = [replace(example, instructions=plan.spans) for example in plan.examples]
+    return replace(plan, examples=found, task=replace(plan.task, follow=follow))
 
 
 Records = dict[str, dict[str, Any]]
@@ -228,6 +244,7 @@ def header(lm: LM, plan: Plan) -> dict[str, Any]:
             "dtype": str(lm.model.dtype),
             "methods": {name: _described(variant.method) for name, variant in plan.variants.items()},
             "sampling": asdict(plan.sampling),
+            "spans": plan.spans,
             "keys": [example.key for example in plan.examples],
             "prompts": {example.key: _digest(example) for example in plan.examples},
             "left_out": dict(plan.left_out),
