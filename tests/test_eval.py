@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import heedful
 from heedful import data, journal
@@ -217,6 +218,64 @@ def test_another_run_is_refused(lm: heedful.LM, file: Path, whole: Path) -> None
     before = answers(whole)
     run.run(lm, plan(file, whole), resume=True)
     assert answers(whole) == before
+
+
+def test_a_method_that_does_not_fit_is_refused_before_anything_is_written(
+    lm: heedful.LM, file: Path, tmp_path: Path
+) -> None:
+    for wrong in ("static:level=9", 'pasta:heads={"99":[0]}'):
+        with pytest.raises(OptionError, match=r"level 9 is too deep|layer 99 is not in the model"):
+            run.run(lm, plan(file, tmp_path, f"none,{wrong}"))
+    assert not list(tmp_path.iterdir())
+
+
+def test_going_on_elsewhere_names_both(lm: heedful.LM, file: Path, tmp_path: Path) -> None:
+    run.run(lm, plan(file, tmp_path, "none", max_new_tokens=2))
+    path = tmp_path / "gsm8k-format" / "run.json"
+    found = json.loads(path.read_text())
+    here = found["hardware"]
+    found |= {"commit": "elsewhere", "hardware": "an abacus"}
+    found["versions"]["torch"] = "0.1"
+    path.write_text(json.dumps(found))
+    (path.parent / "none.part.jsonl").write_text("left by a kill")
+    run.run(lm, plan(file, tmp_path, "none,static", max_new_tokens=2), resume=True)
+    joined = run.read_header(path)
+    assert joined["hardware"] == f"an abacus; {here}"
+    assert joined["commit"].startswith("elsewhere")
+    assert joined["versions"]["torch"].startswith("0.1; ")
+    assert not list(path.parent.glob("*.part.jsonl"))
+    with torch.no_grad():
+        lm.model.get_input_embeddings().weight[0, 0] += 1
+    try:
+        with pytest.raises(OptionError, match="another weights"):
+            run.run(lm, plan(file, tmp_path, "none", max_new_tokens=2), resume=True)
+    finally:
+        with torch.no_grad():
+            lm.model.get_input_embeddings().weight[0, 0] -= 1
+
+
+def test_rows_that_cannot_count(tmp_path: Path) -> None:
+    empty = data.Record("x.jsonl", 1, {"key": 1, "instruction_id_list": [], "kwargs": [], "prompt": "a"})
+    with pytest.raises(HeedfulError, match="names no instruction to follow"):
+        examples(TASKS["ifbench"], [empty])
+    with pytest.raises(HeedfulError, match="shard of the data is empty"):
+        examples(TASKS["gsm8k-format"], [])
+    rows = {"question": "?", "answer": "#### 1"}
+    found, failed = examples(TASKS["gsm8k-format"], [data.Record(path, 1, rows) for path in ("a.jsonl", "d/b.jsonl")])
+    assert [example.key for example in found] == ["1", "b.jsonl:1"]
+    assert not failed
+    long = "pasta:heads=" + "9" * 400
+    assert len(run.file_name(long)) < 255
+    assert run.file_name(long) != run.file_name(long + "0")
+
+
+def test_a_difference_that_most_prompts_contradict_is_noise() -> None:
+    baseline = {str(i): (0.5, 1.0) for i in range(200)}
+    torn = {str(i): (0.55 if i < 60 else 0.0 if i < 80 else 0.5, 1.0) for i in range(200)}
+    found = paired.paired(torn, baseline)
+    assert found.difference.high < 0
+    assert found.fixed > found.broken
+    assert found.is_noise
 
 
 def test_one_bad_row_never_stops_a_run(

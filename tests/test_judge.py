@@ -16,7 +16,7 @@ import heedful
 from heedful import data, journal
 from heedful.cli import app
 from heedful.errors import JudgeError, OptionError
-from heedful.eval import criteria, judged, report, runs
+from heedful.eval import criteria, judged, report, runs, tables
 from heedful.eval.judge import REPEATS, Judge, Outcome, Question, parse
 from heedful.eval.tasks import TASKS, examples
 
@@ -479,3 +479,22 @@ def test_judged_right_after_the_run(
     assert found.points("none", "corrected") == {"1": (0.0, 1.0)}
     assert {texts["claim"] for texts in server.asked if "claim" in texts} == {"K2 is the highest."}
     assert "| directer | corrected |" in (tmp_path / "report.md").read_text()
+
+
+def test_few_wins_are_noise_and_seeds_have_their_own_baseline() -> None:
+    def judged_records(won: int, tied: int) -> dict[str, Any]:
+        scores = [1.0] * won + [0.5] * tied
+        said = [{"judge": "j", "score": score, "is_asked": True, "agree": True} for score in scores]
+        return {str(at): record(str(at), "x", judged={"quality": one}) for at, one in enumerate(said)}
+
+    def verdict(records: dict[str, Any]) -> str:
+        (text,) = [part for part in judged.section(records, tables.table) if part.startswith("Judged by")]
+        return text
+
+    assert "inside the noise" in verdict({"ours": judged_records(4, 16)})
+    assert "| better |" in verdict({"ours": judged_records(14, 6)})
+    assert judged.criteria_for("ifeval", ["none@0", "directer@0"]) == ["fidelity", "quality"]
+    records = {"none@0": {"1": record("1", "a")}, "none@1": {"1": record("1", "b")}, "ours@1": {"1": record("1", "c")}}
+    wanted = list(judged._wanted(records, ["quality"]))
+    assert {one.method for one in wanted} == {"ours@1"}
+    assert all("b" in str(one.question) and "<a>" not in str(one.question) for one in wanted)

@@ -92,9 +92,11 @@ def run_tasks(
         _tell_left_out(console, name, failed)
         TASKS[name].check()
         plans.append(run.Plan(TASKS[name], found, named, out, batch, max_new_tokens, failed, sampling, seeds, spans))
-    judging = judge.opened(judge_url, judge_model, given, named)
+    judging = judge.opened(judge_url, judge_model, given, plans[0].variants)
     lm = options.load_quietly(model, device, dtype)
-    for plan in plans:  # all are begun before the first answer, so that one that is refused does not end hours of work
+    for plan in plans:  # before the first answer: one that is refused later would end hours of work
+        run.checked(lm, plan, resume=resume)
+    for plan in plans:
         run.begin(lm, plan, resume=resume)
     for plan in plans:
         _run_one(console, lm, plan)

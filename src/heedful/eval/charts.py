@@ -19,6 +19,7 @@ from heedful.eval.tables import rate
 from heedful.eval.times import Time
 
 MOST_METRICS = 4
+MEASURED = ("paper", "released")  # rankings that say something of the prompt
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,8 @@ def decisions(comparison: Comparison) -> Stacks | None:
 
 def acceptance(comparison: Comparison) -> Stacks | None:
     """Of the steps at which the gate was open: how many layers the accepted trial steered, or that none was."""
-    entries = [entry for entry in _gated(comparison) if sum(r["steps"]["gated"] for r in entry.answered)]
+    steered = [entry for entry in _gated(comparison) if set(_by_size(entry)) != {0}]  # contrasts steer no layer
+    entries = [entry for entry in steered if sum(r["steps"]["gated"] for r in entry.answered)]
     by_size = [_by_size(entry) for entry in entries]
     sizes = sorted({size for counts in by_size for size in counts}, reverse=True)
     opened = [sum(r["steps"]["gated"] for r in entry.answered) for entry in entries]
@@ -200,7 +202,7 @@ def sensitivity(comparison: Comparison) -> list[Map]:
     maps: dict[str, Map] = {}
     for label, entry in comparison.entries.items():
         rankings = [record["ranking"] for record in entry.answered if record["ranking"]]
-        if not rankings or not entry.is_ranked:
+        if not rankings or not entry.is_ranked or entry.settings.get("ranking", "paper") not in MEASURED:
             continue
         num_layers = int(entry.run.settings["model"]["num_layers"])
         counts = [[0] * num_layers for _ in range(num_layers)]

@@ -98,7 +98,7 @@ class Judge:
         self.retries = whole("retries", retries, low=0)
         self.timeout_seconds = finite("timeout", timeout_seconds, low_open=True)
         self._openai = _library()
-        self._way = 0
+        self._way: int | None = None
 
     def check(self) -> None:
         """One small question. Raises `JudgeError` where the endpoint is down, or refuses the key or the model."""
@@ -160,8 +160,8 @@ class Judge:
         return outcome
 
     async def _complete(self, client: Any, question: Question) -> Any:
-        """The endpoint's reply, asked in the first way that it does not refuse; what it took once is kept to."""
-        for way in range(self._way, len(WAYS)):
+        """The endpoint's reply, asked in the first way that it does not refuse; what it took first is kept to."""
+        for way in range(self._way or 0, len(WAYS)):
             try:
                 found = await client.chat.completions.create(
                     model=self.model, messages=list(question.messages), **WAYS[way]
@@ -170,7 +170,8 @@ class Judge:
                 if way == len(WAYS) - 1:
                     raise
                 continue
-            self._way = max(self._way, way)
+            if self._way is None:  # the first reply settles it; a single question that is odd does not
+                self._way = way
             return found
 
     def _stop_if_hopeless(self, error: Exception) -> None:

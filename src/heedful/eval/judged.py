@@ -19,7 +19,7 @@ from heedful.checks import choice
 from heedful.errors import OptionError
 from heedful.eval import criteria
 from heedful.eval.judge import CONCURRENCY, Judge, Outcome, Question
-from heedful.eval.paired import BASELINE, mean
+from heedful.eval.paired import BASELINE, LEVEL, baseline_of, holm, mcnemar, mean
 from heedful.eval.run import read_answers, read_header
 
 FILE = "judged.jsonl"
@@ -64,7 +64,7 @@ class Judgement:
 
 def criteria_for(task: str, methods: Collection[str], asked: Sequence[str] | None = None) -> list[str]:
     """What a run can be judged by, or `asked`. Raises `OptionError` where that is nothing, or cannot be had."""
-    can_compare = BASELINE in methods and len(methods) > 1
+    can_compare = any(baseline_of(method, methods) is not None for method in methods)
     alone = [criteria.SINGLE[task]] if task in criteria.SINGLE else []
     if asked is None:
         asked = [*alone, *(criteria.PAIRWISE if can_compare else ())]
@@ -166,9 +166,9 @@ def _wanted(records: Records, names: Sequence[str]) -> Iterator[Judgement]:
             for key, record in answers.items():
                 if name not in criteria.PAIRWISE:
                     yield _alone(name, method, key, record)
-                elif method != BASELINE and key in records[BASELINE]:
+                elif (baseline := baseline_of(method, records)) is not None and key in records[baseline]:
                     for order in ORDERS:
-                        yield _pair(name, method, key, order, record, records[BASELINE][key])
+                        yield _pair(name, method, key, order, record, records[baseline][key])
 
 
 def _alone(name: str, method: str, key: str, record: Record) -> Judgement:
@@ -219,7 +219,7 @@ def merged(folder: Path, records: Records) -> dict[str, dict[str, dict[str, Any]
 
 def _with_verdicts(records: Records, method: str, key: str, lines: Mapping[Any, Line]) -> dict[str, Any]:
     record = dict(records[method][key])
-    baseline = records.get(BASELINE, {}).get(key)
+    baseline = records.get(baseline_of(method, records) or "", {}).get(key)
     for name in criteria.CRITERIA if lines else ():
         is_pair = name in criteria.PAIRWISE
         orders = ORDERS if is_pair else (None,)
@@ -257,11 +257,19 @@ def section(records: Records, table: Callable[[Sequence[str], Sequence[Sequence[
     found = []
     if said:
         judges = ", ".join(sorted({one["judge"] for one in said}))
-        rows = [row for name in criteria.CRITERIA for method in records if (row := _row(records[method], method, name))]
+        places = [(name, method) for name in criteria.CRITERIA for method in records]
+        counted = [(name, method, told) for name, method in places if (told := _told(records[method], name))]
+        p_values = iter(holm([_p_value(_scores(told)) for name, _, told in counted if name in criteria.PAIRWISE]))
+        rows = [
+            _row(method, name, told, len(records[method]), next(p_values) if name in criteria.PAIRWISE else None)
+            for name, method, told in counted
+        ]
         head = ["method", "criterion", "mean", "won / tied / lost", "orders disagree", "verdict", "failed", "not asked"]
         found.append(
             f"Judged by {judges}. Pairs are against `{BASELINE}`, asked in both orders, a win 100, a tie 50: 50 is as "
-            "good. Where the orders disagree, position decided, not the answer. Failed and unasked rows are in no mean."
+            "good. Where the orders disagree, position decided, not the answer. Failed and unasked rows are in no "
+            f"mean. Better or worse: the interval excludes 50, and a sign test of won against lost gives p < {LEVEL}, "
+            "corrected by Holm over the rows."
             "\n\n" + table(head, rows)
         )
     if unjudged:
@@ -269,21 +277,32 @@ def section(records: Records, table: Callable[[Sequence[str], Sequence[Sequence[
     return found
 
 
-def _row(answers: Mapping[str, Record], method: str, name: str) -> list[str] | None:
-    """A method's line of the table; None where it was not judged by this criterion."""
-    said = [found for r in answers.values() if (found := r.get("judged", {}).get(name)) is not None]
-    if not said:
-        return None
-    scores = [one["score"] for one in said if "score" in one]
-    asked = [one for one in said if one.get("is_asked")]
+def _told(answers: Mapping[str, Record], name: str) -> list[Mapping[str, Any]]:
+    """What the judge said of a method's answers by one criterion."""
+    return [found for record in answers.values() if (found := record.get("judged", {}).get(name)) is not None]
+
+
+def _scores(told: Sequence[Mapping[str, Any]]) -> list[float]:
+    return [float(one["score"]) for one in told if "score" in one]
+
+
+def _p_value(scores: Sequence[float]) -> float:
+    return mcnemar(sum(score > 0.5 for score in scores), sum(score < 0.5 for score in scores))
+
+
+def _row(method: str, name: str, told: Sequence[Mapping[str, Any]], count: int, p_value: float | None) -> list[str]:
+    """A method's line of the table; `p_value`, corrected, of a pairwise criterion."""
+    scores = _scores(told)
+    asked = [one for one in told if one.get("is_asked")]
     cells = ["–", "–", "–", "–"]
     if scores:
         found = mean({str(i): (score, 1.0) for i, score in enumerate(scores)})
         won, lost = sum(s > 0.5 for s in scores), sum(s < 0.5 for s in scores)
         cells[0] = f"{100 * found.value:.1f} [{100 * found.low:.1f}, {100 * found.high:.1f}]"
         cells[1] = f"{won} / {len(scores) - won - lost} / {lost}"
-        if name in criteria.PAIRWISE:
-            cells[3] = "better" if found.low > 0.5 else "worse" if found.high < 0.5 else "inside the noise"
+        if p_value is not None:
+            is_noise = found.low <= 0.5 <= found.high or p_value >= LEVEL or (won - lost) * (found.value - 0.5) <= 0
+            cells[3] = "inside the noise" if is_noise else "better" if won > lost else "worse"
     if asked and name in criteria.PAIRWISE:
         cells[2] = f"{100 * sum(not one['agree'] for one in asked) / len(asked):.1f} %"
-    return [method, name, *cells, str(sum("failed" in one for one in said)), str(len(answers) - len(said))]
+    return [method, name, *cells, str(sum("failed" in one for one in told)), str(count - len(told))]

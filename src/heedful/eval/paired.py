@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -13,6 +13,8 @@ from scipy.stats import binomtest
 BASELINE = "none"
 """The method that all others are compared with."""
 NUM_RESAMPLES = 10_000
+LEVEL = 0.05
+"""A corrected p-value below it, and an interval without 0, make a difference."""
 
 
 @dataclass(frozen=True)
@@ -39,12 +41,22 @@ class Paired:
 
     @property
     def is_noise(self) -> bool:
-        """Whether the interval of the difference holds 0."""
-        return self.difference.low <= 0.0 <= self.difference.high
+        """Whether the interval of the difference holds 0, or more prompts went the other way than it says."""
+        value, low, high = self.difference.value, self.difference.low, self.difference.high
+        return low <= 0.0 <= high or (self.fixed - self.broken) * value <= 0.0
 
 
 Points = Mapping[str, tuple[float, float]]
 """By example: points had, and the most that could be had."""
+
+
+def baseline_of(method: str, names: Collection[str]) -> str | None:
+    """What `method` is compared with: `none`, that of the same seed where it ran as `name@seed`; None for itself."""
+    name, at, seed = method.rpartition("@")
+    if (name if at else method) == BASELINE:
+        return None
+    same_seed = f"{BASELINE}@{seed}"
+    return next((one for one in (same_seed if at else BASELINE, BASELINE) if one in names), None)
 
 
 def mean(points: Points) -> Mean:

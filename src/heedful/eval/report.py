@@ -9,13 +9,13 @@ from pathlib import Path
 from heedful.errors import OptionError
 from heedful.eval import figures, judged, page, tables
 from heedful.eval.figures import Drawn
-from heedful.eval.paired import BASELINE
-from heedful.eval.runs import Comparison, Run, short_commit
+from heedful.eval.paired import BASELINE, LEVEL
+from heedful.eval.runs import DEFAULT, Comparison, Run, short_commit
 from heedful.eval.tables import escape
 
 NOISE = (
     "p: McNemar's exact test of fixed against broken prompts, corrected by Holm over the rows of the table. Bold: the "
-    f"bootstrap 95 % interval excludes 0 and p < {tables.LEVEL}. Everything else lies inside the noise."
+    f"bootstrap 95 % interval excludes 0, p < {LEVEL}, and both point the same way. All else lies inside the noise."
 )
 
 
@@ -126,6 +126,7 @@ def _differences(comparison: Comparison) -> list[str]:
     parts = []
     for title, pairs in (
         (f"Against `{BASELINE}`, prompt by prompt", comparison.against_none),
+        (f"Against `{DEFAULT}`, prompt by prompt", comparison.against_default),
         ("Against the same method of the first run, prompt by prompt", comparison.against_first),
     ):
         others = tables.other_differences(pairs, [m for m in comparison.metrics if m != comparison.primary])

@@ -12,8 +12,10 @@ import platform
 import subprocess
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import quote
@@ -26,9 +28,11 @@ from heedful.errors import HeedfulError, OptionError
 from heedful.eval import textstats, times
 from heedful.eval.tasks import Example, Task
 from heedful.generate import LM, Job, Result
-from heedful.recipe import Method
+from heedful.recipe import Method, recipe_of
 from heedful.sampling import Sampling
 from heedful.scoring import score
+
+LONGEST_NAME = 200
 
 
 @dataclass(frozen=True)
@@ -100,6 +104,7 @@ def run(lm: LM, plan: Plan, *, resume: bool = False, report: Callable[[Progress]
     for name, variant in plan.variants.items():
         final, part = folder / file_name(name), folder / file_name(name, is_finished=False)
         if final.exists():
+            part.unlink(missing_ok=True)  # a kill may have come between the one and the other
             continue
         done = read_records(part)
         clock = times.Stopwatch(folder / times.FILE, name, _hardware(lm))
@@ -229,8 +234,8 @@ def _failed(task: Task, example: Example, reason: str, text: str = "") -> dict[s
     """A row that could not be asked or judged: named, counted as failed, and worth no point in any metric."""
     try:
         points = {name: [0.0, most] for name, (_, most) in task.judge(example, "").points.items()}
-    except Exception:  # the row itself cannot be judged
-        points = {task.primary: [0.0, 1.0]}
+    except Exception:  # the row itself cannot be judged; a conversation counts once, with its last turn
+        points = {task.primary: [0.0, 1.0]} if task.follow(example, "") is None else {}
     return {"key": example.key, "failed": reason, "text": text, "points": points}
 
 
@@ -241,6 +246,7 @@ def header(lm: LM, plan: Plan) -> dict[str, Any]:
             "task": plan.task.name,
             "primary": plan.task.primary,
             "model": asdict(lm.engine.shape),
+            "weights": _fingerprint(lm.model),
             "dtype": str(lm.model.dtype),
             "methods": {name: _described(variant.method) for name, variant in plan.variants.items()},
             "sampling": asdict(plan.sampling),
@@ -251,11 +257,29 @@ def header(lm: LM, plan: Plan) -> dict[str, Any]:
             "max_new_tokens": plan.max_new_tokens,
             "batch": plan.batch,
         },
-        "versions": {"torch": torch.__version__, "transformers": transformers.__version__, "heedful": __version__},
+        "versions": _versions(),
         "commit": _commit(),
         "hardware": _hardware(lm),
         "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
+
+
+def _versions() -> dict[str, str]:
+    """Of all that an answer or a verdict depends on."""
+    found = {"torch": torch.__version__, "transformers": transformers.__version__, "heedful": __version__}
+    for name in ("lm_eval", "nltk", "langdetect"):
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
+
+
+def _fingerprint(model: Any) -> str:
+    """Tells two models of one name and shape apart, by a few numbers of each weight."""
+    digest = hashlib.sha256()
+    for name, weight in model.named_parameters():
+        digest.update(name.encode())
+        digest.update(weight.detach().flatten()[:8].float().cpu().numpy().tobytes())
+    return digest.hexdigest()[:12]
 
 
 def _described(method: Method | None) -> dict[str, Any]:
@@ -281,16 +305,27 @@ def _commit() -> str | None:
 
 
 def begin(lm: LM, plan: Plan, *, resume: bool = False) -> None:
-    """Writes the header, or checks that the one that is there asks for the same; methods may be added. Raises as `run`
-    does, which begins with it."""
-    plan.task.check()
-    path, wanted = plan.out / plan.task.name / "run.json", header(lm, plan)
-    if path.exists():
-        if not resume:
-            raise OptionError(f"{path.parent} holds a run already: go on with it by --resume, or choose another --out")
-        wanted = _merged(path, read_header(path), json.loads(json.dumps(wanted)))
+    """Writes the header, that of a run which is gone on with and of this one in one. Raises as `checked` does."""
+    path = plan.out / plan.task.name / "run.json"
+    wanted = checked(lm, plan, resume=resume)
     with journal.kept(path):
         journal.write(path, json.dumps(wanted, indent=1) + "\n")
+
+
+def checked(lm: LM, plan: Plan, *, resume: bool = False) -> dict[str, Any]:
+    """The header that `begin` would write. Raises `OptionError` where a method does not fit the model, a judge is
+    missing, or the folder holds another run; methods may be added to one."""
+    plan.task.check()
+    for method in plan.methods.values():
+        recipe = recipe_of(method)
+        if recipe is not None:
+            recipe.check(lm.engine.shape)
+    path, wanted = plan.out / plan.task.name / "run.json", header(lm, plan)
+    if not path.exists():
+        return wanted
+    if not resume:
+        raise OptionError(f"{path.parent} holds a run already: go on with it by --resume, or choose another --out")
+    return _merged(path, read_header(path), json.loads(json.dumps(wanted)))
 
 
 def _merged(path: Path, found: dict[str, Any], wanted: dict[str, Any]) -> dict[str, Any]:
@@ -300,7 +335,17 @@ def _merged(path: Path, found: dict[str, Any], wanted: dict[str, Any]) -> dict[s
     changed += [name for name, value in now["methods"].items() if before["methods"].get(name, value) != value]
     if changed:
         raise OptionError(f"{path} was begun with another {changed[0]}: use the same, or choose another --out")
-    return {**found, "settings": {**before, "methods": {**before["methods"], **now["methods"]}}}
+    versions = {name: both(found["versions"].get(name), value) for name, value in wanted["versions"].items()}
+    joined = {name: both(found[name], wanted[name]) for name in ("commit", "hardware")}
+    settings = {**before, "methods": {**before["methods"], **now["methods"]}}
+    return {**found, **joined, "versions": versions, "settings": settings}
+
+
+def both(first: Any, second: Any) -> Any:
+    """What two parts of a run were made with, where it differs both."""
+    if first is None:
+        return second
+    return first if str(second) in str(first).split("; ") else f"{first}; {second}"
 
 
 def read_header(path: Path) -> dict[str, Any]:
@@ -308,6 +353,10 @@ def read_header(path: Path) -> dict[str, Any]:
     try:
         found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         found["settings"]["methods"].items()
+        for name in ("task", "primary", "keys", "model", "left_out"):
+            found["settings"][name]
+        for name in ("commit", "hardware", "started"):
+            found[name]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise OptionError(f"{path} is no run's header: {error!r}") from error
     return found
@@ -328,5 +377,8 @@ def read_answers(folder: Path, header: Mapping[str, Any]) -> dict[str, dict[str,
 
 
 def file_name(method: str, *, is_finished: bool = True) -> str:
-    """The file of a method's answers."""
-    return quote(method, safe="=,") + (".jsonl" if is_finished else ".part.jsonl")
+    """The file of a method's answers; a name that no file system takes is cut and told apart by its hash."""
+    name = quote(method, safe="=,")
+    if len(name) > LONGEST_NAME:
+        name = f"{name[:LONGEST_NAME]}-{hashlib.sha256(method.encode()).hexdigest()[:12]}"
+    return name + (".jsonl" if is_finished else ".part.jsonl")

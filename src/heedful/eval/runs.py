@@ -10,9 +10,10 @@ from typing import Any
 
 from heedful.errors import OptionError
 from heedful.eval import judged, times
-from heedful.eval.paired import BASELINE, Mean, Points, mean
-from heedful.eval.run import read_answers, read_header
+from heedful.eval.paired import Mean, Points, baseline_of, mean
+from heedful.eval.run import both, read_answers, read_header
 
+DEFAULT = "directer"
 Records = dict[str, dict[str, Any]]
 NOT_SETTINGS = ("methods", "keys", "prompts", "left_out")
 """What parts of one run may differ in, besides the batch."""
@@ -134,13 +135,17 @@ class Comparison:
         by_run = {(id(entry.run), entry.method): entry for entry in self.entries.values()}
         pairs = []
         for entry in self.entries.values():
-            name, at, seed = entry.method.rpartition("@")
-            if (name if at else entry.method) == BASELINE:
-                continue
-            baseline = by_run.get((id(entry.run), f"{BASELINE}@{seed}")) or by_run.get((id(entry.run), BASELINE))
+            baseline = baseline_of(entry.method, entry.run.records)
             if baseline is not None:
-                pairs.append((entry, baseline))
+                pairs.append((entry, by_run[id(entry.run), baseline]))
         return pairs
+
+    @property
+    def against_default(self) -> list[tuple[Entry, Entry]]:
+        """Every other steered entry with default Directer of its run, where that ran: what an ablation is about."""
+        default = {id(entry.run): entry for entry in self.entries.values() if entry.method == DEFAULT}
+        steered = [entry for entry, _ in self.against_none if entry.method != DEFAULT]
+        return [(entry, default[id(entry.run)]) for entry in steered if id(entry.run) in default]
 
     @property
     def against_first(self) -> list[tuple[Entry, Entry]]:
@@ -215,21 +220,17 @@ def _joined(first: Run, second: Run) -> Run:
         **mine,
         **{name: {**mine.get(name, {}), **theirs.get(name, {})} for name in ("methods", "prompts", "left_out")},
         "keys": list(dict.fromkeys([*mine["keys"], *theirs["keys"]])),
-        "batch": _both(mine["batch"], theirs["batch"]),
+        "batch": both(mine["batch"], theirs["batch"]),
     }
-    named = {name: _both(first.header[name], second.header[name]) for name in ("commit", "hardware")}
+    named = {name: both(first.header[name], second.header[name]) for name in ("commit", "hardware")}
     versions = {
-        name: _both(first.header["versions"].get(name), value) for name, value in second.header["versions"].items()
+        name: both(first.header["versions"].get(name), value) for name, value in second.header["versions"].items()
     }
     started = min(str(first.header["started"]), str(second.header["started"]))
     names = dict.fromkeys([*first.records, *second.records])
     records = {name: {**first.records.get(name, {}), **second.records.get(name, {})} for name in names}
     header = {**first.header, **named, "versions": versions, "settings": settings, "started": started}
     return Run(header, records, times.added(first.times, second.times))
-
-
-def _both(first: Any, second: Any) -> Any:
-    return first if str(second) in str(first).split("; ") else f"{first}; {second}"
 
 
 def _compared(task: str, listed: list[Run]) -> Comparison:

@@ -7,12 +7,11 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from heedful.eval.paired import Mean, Paired, holm, paired
+from heedful.eval.paired import LEVEL, Mean, Paired, holm, paired
 from heedful.eval.runs import Comparison, Entry, shared_points
 from heedful.eval.times import Time
 
 TEXT_FIGURES = ("perplexity", "words", "distinct_2", "repetition")
-LEVEL = 0.05
 SPECIAL = re.compile(r"[\\`*\[\]<>|~&$]|(?<![^\W_])_|_(?![^\W_])")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from heedful.data import HubSet, Record
@@ -52,6 +52,7 @@ class Task:
 def _ifeval_official(record: Record) -> Example:
     text = str(record.columns.get("original_prompt", record.columns.get("prompt", "")))
     record.need(["key", "instruction_id_list", "kwargs", "original_spans"], "ifeval")
+    _kinds(record)
     spans = record.ranges("original_spans")
     if not spans:
         raise DataError(f"line {record.number} of {record.path} names no instruction span")
@@ -61,6 +62,7 @@ def _ifeval_official(record: Record) -> Example:
 def _ifeval_split(record: Record) -> Example:
     """Rows with `task` and `split_prompt`, or as on the hub: a `prompt` that holds its `instructions` word for word."""
     record.need(["key", "instruction_id_list", "kwargs"], "ifeval-split")
+    _kinds(record)
     is_apart = "split_prompt" in record.columns
     record.need(["task"] if is_apart else ["prompt", "instructions"], "ifeval-split")
     prompt, instructions = record.prompt
@@ -69,6 +71,12 @@ def _ifeval_split(record: Record) -> Example:
 
 def _ifeval_verdict(example: Example, text: str) -> Verdict:
     return _followed(example.columns["instruction_id_list"], ifeval.followed(example.columns, text))
+
+
+def _kinds(record: Record, name: str = "instruction_id_list") -> None:
+    """Raises `DataError` where a row names no instruction: any answer would follow all of none."""
+    if not record.columns[name]:
+        raise DataError(f"line {record.number} of {record.path} names no instruction to follow")
 
 
 def _followed(kinds: Sequence[str], found: ifeval.Followed) -> Verdict:
@@ -81,6 +89,7 @@ def _followed(kinds: Sequence[str], found: ifeval.Followed) -> Verdict:
 
 def _ifbench(record: Record) -> Example:
     record.need(["key", "prompt", "instruction_id_list", "kwargs"], "ifbench")
+    _kinds(record)
     text = str(record.columns["prompt"])
     kinds = ifbench.kinds(record.columns)
     return Example(str(record.columns["key"]), text, ifbench.spans(text, kinds), 1280, record.columns)
@@ -153,7 +162,7 @@ def _gsm8k_verdict(example: Example, text: str) -> Verdict:
 
 
 def _lifbench(record: Record) -> Example:
-    subtask = record.path.replace("\\", "/").rpartition("/")[2].removesuffix(".jsonl")
+    subtask = record.path.replace("\\", "/").rpartition("/")[2].removesuffix(".jsonl").removesuffix(".json")
     if subtask not in lifbench.SUBTASKS:
         raise DataError(f"{record.path} is no LIFBench subtask; known: {', '.join(lifbench.SUBTASKS)}")
     record.need(["prompt", "label", "param", "instruction_char_span"], "lifbench")
@@ -211,8 +220,11 @@ TASKS = {
 
 def examples(task: Task, records: Sequence[Record]) -> tuple[list[Example], dict[str, str]]:
     """The task's prompts, and for each line that is none of them the reason, by its number, and file if several."""
+    if not records:
+        raise DataError(f"there is no row for {task.name}: this shard of the data is empty")
     found: dict[str, Example] = {}
     failed: dict[str, str] = {}
+    paths: dict[str, str] = {}
     has_one_path = len({record.path for record in records}) == 1
     for record in records:
         where = f"line {record.number}" if has_one_path else f"line {record.number} of {record.path}"
@@ -221,10 +233,13 @@ def examples(task: Task, records: Sequence[Record]) -> tuple[list[Example], dict
         except (DataError, ValueError, TypeError, KeyError) as error:
             failed[where] = str(error)
             continue
+        if paths.get(example.key, record.path) != record.path:  # keys that are line numbers, in several files
+            example = replace(example, key=f"{record.path.replace(chr(92), '/').rpartition('/')[2]}:{example.key}")
         if example.key in found:
             failed[where] = f"its key {example.key!r} is that of a line before"
         else:
             found[example.key] = example
+            paths.setdefault(example.key, record.path)
     if not found:
         raise DataError(f"no line can be used for {task.name}: {next(iter(failed.values()))}")
     return list(found.values()), failed
