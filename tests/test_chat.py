@@ -42,7 +42,7 @@ def test_a_turn_equals_the_same_conversation_from_scratch(
     model: str, method: Any, request: pytest.FixtureRequest
 ) -> None:
     lm: heedful.LM = request.getfixturevalue(model)
-    chat = talk(lm, method=method, max_new_tokens=6)
+    chat = talk(lm, method=method, max_new_tokens=4)
     for text in TURNS:
         result = chat.send(text)
         fresh = replace(chat.job(), prompt=chat.job().prompt[:-1], instructions=[])
