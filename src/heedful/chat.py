@@ -7,8 +7,8 @@ tokens of the held instructions change.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Generator, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
@@ -44,6 +44,20 @@ class Message:
         return self.content[span.start : span.end]
 
 
+NEXT = Message("user", "")
+"""Stands for what the user will say."""
+
+
+@dataclass
+class Turn:
+    """One turn on its way: the messages with it, and what taking it back must restore besides."""
+
+    messages: list[Message]
+    retired: list[Span] = field(default_factory=list)
+    dropped: list[tuple[int, list[Message]]] = field(default_factory=list)
+    """Each run of messages that made room, and where it stood."""
+
+
 class Chat:
     """A conversation with `lm`.
 
@@ -75,18 +89,21 @@ class Chat:
         """Messages that no longer fitted into the context."""
         self._rankings: dict[str, tuple[int, ...]] = {}
         self._decoder: Decoder | None = None
+        self._turns: list[Turn] = []
+        self._open: Turn | None = None
         if system is not None:
             self.messages.append(_system(system))
 
     @property
     def held(self) -> list[str]:
-        """The passages that the next answer will heed, in order."""
-        return [self.messages[span.message or 0].passage(span) for span in self._held()]
+        """The passages that the next answer will heed, in order, besides what the next message marks."""
+        return [self.messages[span.message or 0].passage(span) for span in self._held([*self.messages, NEXT])]
 
-    def _held(self) -> list[Span]:
-        latest = max((at for at, message in enumerate(self.messages) if message.role == "user"), default=None)
+    def _held(self, messages: Sequence[Message]) -> list[Span]:
+        """What an answer to the last of `messages` heeds."""
+        latest = max((at for at, message in enumerate(messages) if message.role == "user"), default=None)
         found = []
-        for at, message in enumerate(self.messages):
+        for at, message in enumerate(messages):
             holds = {"all": True, "latest": at == latest, "system": message.role == "system"}[self.policy]
             if holds:
                 found += [replace(mark, message=at) for mark in message.marks if mark not in message.retired]
@@ -98,39 +115,48 @@ class Chat:
         assert last.result is not None
         return last.result
 
-    def stream(self, text: str, *, retire: Sequence[str] = ()) -> Iterator[Event]:
-        """The answer to `text` token by token; the turn counts once it is complete.
+    def stream(self, text: str, *, retire: Sequence[str] = ()) -> Generator[Event, None, None]:
+        """The answer to `text` token by token; until it is complete, the conversation stays as it was.
 
-        `retire`: held instructions, by their text, that no longer hold from this turn on. Raises, at once and with the
-        conversation as it was, `SpanError` for what is not held, `ContextLengthError` where the turn does not fit.
+        `retire`: held instructions, by their text, that no longer hold from this turn on. Raises at once `SpanError`
+        for what is not held, `ContextLengthError` where the turn does not fit, `OptionError` while another answer is
+        streamed; and as it begins, `OptionError` where the conversation went on in between.
         """
-        before, dropped_before = list(self.messages), self.num_dropped
-        try:
-            for passage in retire:
-                self.retire(passage)
-            content, marks = parse_tags(text)
-            self.messages.append(Message("user", content, marks))
-            answering = self._fitted()
-        except Exception:
-            self.messages, self.num_dropped = before, dropped_before
-            raise
-        return self._answered(answering, before, dropped_before)
+        self._check_idle()
+        content, marks = parse_tags(text)
+        turn = Turn(list(self.messages))
+        for passage in retire:
+            turn.retired += self._retire(turn.messages, passage)
+        turn.messages.append(Message("user", content, marks))
+        return self._answered(turn, self._fitted(turn), list(self.messages))
 
     def retire(self, passage: str) -> None:
         """The instruction `passage`, or each one that it is part of, holds no longer. Raises `SpanError` if none is."""
+        self._check_idle()
+        self._retire(self.messages, passage)
+
+    def _retire(self, messages: list[Message], passage: str) -> list[Span]:
         if not passage.strip():
             raise SpanError("name the instruction to retire by its text")
-        hit = [span for span in self._held() if passage in self.messages[span.message or 0].passage(span)]
+        held = self._held([*messages, NEXT])
+        hit = [span for span in held if passage in messages[span.message or 0].passage(span)]
         if not hit:
-            held = "; ".join(excerpt(one) for one in self.held) or "none"
-            raise SpanError(f"no held instruction contains {excerpt(passage)!r}; held: {held}")
+            listed = "; ".join(excerpt(messages[span.message or 0].passage(span)) for span in held) or "none"
+            raise SpanError(f"no held instruction contains {excerpt(passage)!r}; held: {listed}")
         for span in hit:
             at = span.message or 0
-            retired = (*self.messages[at].retired, replace(span, message=None))
-            self.messages[at] = replace(self.messages[at], retired=retired)
+            retired = (*messages[at].retired, replace(span, message=None))
+            messages[at] = replace(messages[at], retired=retired)
+        return hit
 
     def heed(self, passage: str) -> None:
-        """Marks `passage` wherever you or the system message said it. Raises `SpanError` where it does not stand."""
+        """Marks `passage` wherever you or the system message said it. Raises `SpanError` where it does not stand.
+
+        Whether it is held then is the policy's business: see `held`.
+        """
+        self._check_idle()
+        if not passage.strip():
+            raise SpanError("name the passage to heed by its text")
         hits = 0
         for at, message in enumerate(self.messages):
             places = find_substring(message.content, passage) if message.role != "assistant" else []
@@ -142,40 +168,62 @@ class Chat:
             raise SpanError(f"{excerpt(passage)!r} stands in no message of yours; say it, marked by <heed>…</heed>")
 
     def undo(self) -> None:
-        """Takes the latest turn back, yours and the answer. Raises `OptionError` where there is none."""
+        """Takes the latest turn back: yours, the answer, what it retired and what it dropped.
+
+        Of a turn that was made before the conversation was saved, only the messages. Raises `OptionError` where there
+        is no turn, or an answer is being streamed.
+        """
+        self._check_idle()
         if not any(message.role == "user" for message in self.messages):
             raise OptionError("there is no turn to take back")
         while self.messages.pop().role != "user":
             pass
+        turn = self._turns.pop() if self._turns else Turn([])
+        for at, dropped in reversed(turn.dropped):
+            self.messages[at:at] = dropped
+            self.num_dropped -= len(dropped)
+        for span in turn.retired:
+            message = self.messages[span.message or 0]
+            kept = tuple(one for one in message.retired if one != replace(span, message=None))
+            self.messages[span.message or 0] = replace(message, retired=kept)
 
     def again(self) -> tuple[Result, Result]:
-        """The latest answer once more, plainly and steered; the conversation stays as it is.
+        """The latest answer once more, plainly and steered, with the ranking it had; the conversation stays as it is.
 
         Raises `OptionError` where no turn was made, or nothing was held in it.
         """
         asked = [at for at, message in enumerate(self.messages) if message.role == "user"]
         if not asked:
             raise OptionError("there is no turn to compare")
-        twin = self.fork()
-        del twin.messages[asked[-1] + 1 :]
-        job = twin.job()
+        job = self._job(self.messages[: asked[-1] + 1])
         if job.method is None:
             raise OptionError("nothing was held in the latest turn: both answers would be plain")
-        plain, steered = self.lm.generate_batch([replace(job, method=None, instructions=None), job])
-        return plain, steered
+        plain = Answering(self.lm, 0, replace(job, method=None, instructions=None))
+        answers = [plain, self._with_ranking(Answering(self.lm, 1, job))]
+        capacity = max(capacity_for(answer.request, self.lm.engine.num_layers) for answer in answers)
+        slots = sum(answer.request.num_slots for answer in answers)
+        found = [event for event in events(Decoder(self.lm.engine, slots, capacity), answers) if event.result]
+        first, second = (event.result for event in sorted(found, key=lambda event: event.index))
+        assert first is not None
+        assert second is not None
+        return first, second
 
     def fork(self) -> Chat:
         """The same conversation once more, to go on with independently; it reads what was read anew, once."""
         twin = Chat(self.lm, method=self.method, policy=self.policy, when_full=self.when_full)
         twin.max_new_tokens, twin.sampling, twin.stop = self.max_new_tokens, self.sampling, self.stop
         twin.messages, twin.num_dropped = list(self.messages), self.num_dropped
-        twin._rankings = dict(self._rankings)
+        twin._rankings, twin._turns = dict(self._rankings), list(self._turns)
         return twin
 
     # One turn
 
+    def _check_idle(self) -> None:
+        if self._open is not None:
+            raise OptionError("an answer is still being streamed: read its stream to the end, or close it")
+
     def _job(self, messages: Sequence[Message]) -> Job:
-        held = self._held()
+        held = self._held(messages)
         prompt = [{"role": message.role, "content": message.content} for message in messages]
         method = self.method if held else None
         marks = held if method is not None else None
@@ -185,29 +233,29 @@ class Chat:
         """The conversation so far as one prompt: what `LM.generate_batch` would be asked for from scratch."""
         return self._job(self.messages)
 
-    def _fitted(self) -> Answering:
-        """The next answer's request, after dropping what must be dropped."""
+    def _fitted(self, turn: Turn) -> Answering:
+        """The request for the turn's answer, after dropping what must be dropped."""
         while True:
             try:
-                return self._with_ranking(Answering(self.lm, 0, self._with_room(self.job())))
+                return self._with_ranking(Answering(self.lm, 0, self._with_room(self._job(turn.messages))))
             except ContextLengthError as error:
                 if self.when_full == "error":
                     raise ContextLengthError(f"{error}; take turns back, or let old ones be dropped") from None
-                if not self._drop():
+                if not self._drop(turn):
                     raise ContextLengthError(f"{error}; nothing is left to drop but held instructions") from None
 
     def _with_room(self, job: Job) -> Job:
         """A turn without a limit of its own asks for the usual number of tokens, so that a full context is noticed."""
         return job if job.max_new_tokens is not None else replace(job, max_new_tokens=DEFAULT_NEW_TOKENS)
 
-    def _drop(self) -> bool:
+    def _drop(self, turn: Turn) -> bool:
         """Drops the oldest turn without a held instruction; False where there is none."""
-        held = {span.message for span in self._held()}
-        starts = [at for at, message in enumerate(self.messages) if message.role == "user"]
+        held = {span.message for span in self._held(turn.messages)}
+        starts = [at for at, message in enumerate(turn.messages) if message.role == "user"]
         for start, stop in pairwise(starts):
             if not held & set(range(start, stop)):
-                del self.messages[start:stop]
-                self.num_dropped += stop - start
+                turn.dropped.append((start, turn.messages[start:stop]))
+                del turn.messages[start:stop]
                 return True
         return False
 
@@ -225,34 +273,42 @@ class Chat:
         described = self.method.describe() if self.method is not None else {}
         return json.dumps([described, tokens, request.weights], default=str)
 
-    def _answered(self, answering: Answering, before: list[Message], dropped_before: int) -> Iterator[Event]:
-        decoder = self._with_capacity(answering)
-        key, is_complete = self._key(answering), False
+    def _answered(self, turn: Turn, answering: Answering, before: list[Message]) -> Generator[Event, None, None]:
+        self._check_idle()
+        if self.messages != before:
+            raise OptionError("the conversation went on since this stream was asked for: ask for it again")
+        key, self._open = self._key(answering), turn
         try:
-            for event in events(decoder, [answering]):
+            for event in events(self._with_capacity(answering), [answering]):
                 if event.result is not None:
-                    is_complete = True
-                    self.messages.append(Message("assistant", event.result.text))
+                    self._complete(turn, event.result)
                     if event.result.trace.ranking:
                         self._rankings[key] = event.result.trace.ranking
                 yield event
         finally:
-            if not is_complete:  # whoever listened went away
-                self.messages, self.num_dropped = before, dropped_before
-                self._decoder = None
+            if self._open is turn:  # whoever listened went away
+                self._open = self._decoder = None
+
+    def _complete(self, turn: Turn, result: Result) -> None:
+        self.messages = [*turn.messages, Message("assistant", result.text)]
+        self.num_dropped += sum(len(dropped) for _, dropped in turn.dropped)
+        self._turns.append(turn)
+        self._open = None
 
     def _with_capacity(self, answering: Answering) -> Decoder:
         """The decoder that holds the conversation; a larger one, into which it is copied, where it has outgrown it."""
-        request = answering.request
-        need = capacity_for(request, self.lm.engine.num_layers)
-        decoder = self._decoder
-        if decoder is None or decoder.slots.capacity < need or decoder.slots.num_slots < request.num_slots:
-            grown = Decoder(self.lm.engine, request.num_slots, 2 * need, reuses_prefixes=True)
-            if decoder is not None:
-                grown.take_over(decoder)
-            self._decoder = grown
-            return grown
-        return decoder
+        need, slots = capacity_for(answering.request, self.lm.engine.num_layers), answering.request.num_slots
+        old = self._decoder
+        if old is not None and old.slots.capacity >= need and old.slots.num_slots >= slots:
+            return old
+        capacity = 2 * need
+        if old is not None:  # what it held longer, or in more slots, than this turn needs must find its place
+            capacity, slots = max(capacity, old.slots.capacity), max(slots, old.slots.num_slots)
+        grown = Decoder(self.lm.engine, slots, capacity, reuses_prefixes=True)
+        if old is not None:
+            grown.take_over(old)
+        self._decoder = grown
+        return grown
 
     # Files
 
@@ -264,6 +320,7 @@ class Chat:
             "policy": self.policy,
             "num_dropped": self.num_dropped,
             "messages": [asdict(message) for message in self.messages],
+            "rankings": self._rankings,
         }
         with journal.kept(Path(path)):
             journal.write(Path(path), json.dumps(found, ensure_ascii=False, indent=1) + "\n")
@@ -279,7 +336,8 @@ class Chat:
             messages = [_message(entry) for entry in found["messages"]]
             model, version, policy = dict(found["model"]), found["version"], found["policy"]
             num_dropped = int(found["num_dropped"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            rankings = {key: _ranking(order, lm.engine.num_layers) for key, order in found.get("rankings", {}).items()}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise OptionError(f"{path} is no saved conversation: {error!r}") from error
         if version != VERSION:
             raise OptionError(f"{path} was saved in version {version} of the format, this Heedful reads {VERSION}")
@@ -288,7 +346,7 @@ class Chat:
                 f"{path} was saved with the model {model.get('name')!r}, this is {lm.engine.shape.name!r}"
             )
         chat = cls(lm, **{"policy": policy, **options})
-        chat.messages, chat.num_dropped = messages, num_dropped
+        chat.messages, chat.num_dropped, chat._rankings = messages, num_dropped, rankings
         return chat
 
 
@@ -307,3 +365,9 @@ def _message(entry: dict[str, Any]) -> Message:
     if any(span.end > len(content) for span in (*spans["marks"], *spans["retired"])):
         raise ValueError("a mark lies outside its message")
     return Message(entry["role"], content, **spans)
+
+
+def _ranking(order: list[Any], num_layers: int) -> tuple[int, ...]:
+    if not set(order) <= set(range(num_layers)) or len(set(order)) < len(order):
+        raise ValueError(f"no ranking of {num_layers} layers: {excerpt(str(order))}")
+    return tuple(order)

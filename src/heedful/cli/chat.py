@@ -14,11 +14,11 @@ from rich.text import Text
 
 from heedful.chat import Chat
 from heedful.cli import options
-from heedful.errors import HeedfulError, OptionError
+from heedful.errors import HeedfulError, OptionError, SpanError
 from heedful.generate import LM
 from heedful.methods import parse_method
 from heedful.sampling import Sampling
-from heedful.spans import find_substring
+from heedful.spans import find_substring, parse_tags
 
 HELP = """\
 /heed TEXT     hold TEXT: where you said it, else it goes with your next message
@@ -34,8 +34,11 @@ def command(
     system: options.System = None,
     method: Annotated[str, typer.Option(help=options.METHOD)] = "directer",
     policy: Annotated[
-        str, typer.Option(help="What is heeded: all marked so far, the latest, or the system's.")
-    ] = "all",
+        str | None,
+        typer.Option(
+            help="What is heeded: all marked so far, the latest, or the system's.  [default: as saved, or all]"
+        ),
+    ] = None,
     when_full: Annotated[str, typer.Option(help="error, or drop: the oldest turns that mark nothing held.")] = "error",
     load: Annotated[Path | None, typer.Option(help="Go on with a saved conversation.")] = None,
     max_new_tokens: options.NewTokens = None,
@@ -50,11 +53,12 @@ def command(
     """Talk to the model. What <heed>…</heed> marks, and the system message, holds from turn to turn; /help for more."""
     given: dict[str, Any] = {
         "method": parse_method(method),
-        "policy": policy,
         "when_full": when_full,
         "max_new_tokens": max_new_tokens,
         "sampling": Sampling(temperature, top_k, top_p, seed),
     }
+    if policy is not None:  # a saved conversation has its own
+        given["policy"] = policy
     if load is not None and system is not None:
         raise OptionError("a saved conversation has its own system message: give --load or --system")
     lm = options.load_quietly(model, device, dtype)
@@ -102,6 +106,9 @@ class Session:
                 self.turn(line.strip())
             except HeedfulError as error:
                 self.say(f"error: {error}", "red")
+            except KeyboardInterrupt:  # while an answer comes; at the prompt it leaves
+                self.console.print()
+                self.say("stopped: the conversation is as it was")
 
     def turn(self, line: str) -> None:
         """One line."""
@@ -122,8 +129,9 @@ class Session:
     def send(self, text: str) -> None:
         """A message, with the instructions that wait for it."""
         marked = "\n".join([text, *(f"<heed>{one}</heed>" for one in self.pending)])
-        for event in self.chat.stream(marked):
-            self.console.print(Text(event.text), end="", soft_wrap=True)
+        with contextlib.closing(self.chat.stream(marked)) as events:
+            for event in events:
+                self.console.print(Text(event.text), end="", soft_wrap=True)
         self.pending = []
         self.console.print()
 
@@ -133,14 +141,20 @@ class Session:
             raise OptionError("/heed needs the instruction's text")
         if any(m.role != "assistant" and find_substring(m.content, text) for m in self.chat.messages):
             self.chat.heed(text)
-            self.say("held")
+            is_held, said = text in self.chat.held, "held"
         else:
+            if parse_tags(f"<heed>{text}</heed>")[0] != text:
+                raise SpanError("/heed takes the instruction's text without tags")
             self.pending.append(text)
-            self.say("goes with your next message")
+            is_held, said = self.chat.policy != "system", "goes with your next message"
+        self.say(said if is_held else f"marked, but not held: the policy is {self.chat.policy!r}")
 
     def retire(self, text: str) -> None:
-        """Lets an instruction go."""
-        self.chat.retire(text)
+        """Lets an instruction go, or one that waits for the next message."""
+        waiting = [one for one in self.pending if text and text in one]
+        if not waiting or any(text in one for one in self.chat.held):
+            self.chat.retire(text)
+        self.pending = [one for one in self.pending if one not in waiting]
         self.show("")
 
     def show(self, _: str) -> None:
@@ -152,7 +166,7 @@ class Session:
         if not (self.chat.held or self.pending):
             self.say("nothing is held: answers are plain")
         if self.chat.messages:
-            used = len(self.lm.request(self.chat.job()).token_ids)
+            used = len(self.lm.encode(self.chat.job().prompt, tags=False).token_ids)
             dropped = f", {self.chat.num_dropped} messages dropped" if self.chat.num_dropped else ""
             self.say(f"{used} of {self.lm.engine.context_length or 'any number of'} tokens used{dropped}")
 
