@@ -18,7 +18,7 @@ ABLATIONS = {
     "strength": "α from 10 to 100,000 under the gate, and from 1.5 on without it",
     "threshold": "β from 0 (the first trial is always taken) to 1 (only ties with the raw argmax)",
     "gate": "PASTA, SpotLight and InstABoost as published and under the gate",
-    "offset": "the span as marked, one token too early, one too late, and the released code's quirks, its overhang among them",
+    "offset": "the span one token too early, one too late, and the released code's quirks, its overhang among them",
 }
 
 
