@@ -13,10 +13,12 @@ PROMPT = "Name three rivers. <heed>Do not use any commas.</heed>"
 
 def test_positions_are_as_many_and_all_different() -> None:
     given = [4, 5, 6, 9]
+    drawn: set[int] = set()
     for seed in range(20):
         moved = Displaced(heedful.Directer(), f"random:{seed}").positions(given, 12)
         assert len(set(moved)) == len(given)
-        assert set(moved) <= set(range(12))
+        drawn |= set(moved)
+    assert drawn == {0, 1, 2, 3, 7, 8, 10}  # neither what is marked nor the last token
     draws = {Displaced(heedful.Directer(), f"random:{seed}").positions(given, 40) for seed in range(20)}
     assert len(draws) == 20
     assert Displaced(heedful.Directer(), "shift:2").positions(given, 12) == (6, 7, 8, 11)
@@ -44,6 +46,14 @@ def test_the_moved_tokens_are_the_ones_that_are_steered(lm: heedful.LM) -> None:
     marked = lm.generate(PROMPT, method=heedful.KeyScaling(30.0), max_new_tokens=12)
     assert moved.trace.method["span"] == "shift:-3"
     assert moved.text != marked.text
+
+
+def test_random_tokens_of_a_prompt_that_is_nearly_all_marked() -> None:
+    moved = Displaced(heedful.Directer(), "random:3")
+    assert moved.positions(range(1, 11), 12) == (0,)
+    assert moved.recipe().span(range(1, 11), [0.5] * 10, 12) == ((0,), (0.5,))
+    with pytest.raises(OptionError, match="nothing to draw from: all of the prompt is marked"):
+        moved.positions(range(11), 12)
 
 
 @pytest.mark.parametrize("place", ["nowhere", "shift:x", "shift:", "random:-1", "random:x", 3])

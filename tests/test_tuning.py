@@ -1,5 +1,7 @@
 """The search for settings: finds what is good, never tests on what it searched, keeps its budget, survives a kill."""
 
+import dataclasses
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -9,9 +11,11 @@ import pytest
 import typer.testing
 
 import heedful
-from heedful import tuning
+from heedful import data, tuning
 from heedful.cli import app
-from heedful.errors import OptionError
+from heedful.cli.tune import verdict
+from heedful.errors import DataError, OptionError
+from heedful.eval.paired import paired
 from heedful.methods import parse_method
 from heedful.scorebook import Scorebook
 from heedful.tuning import Progress, Rung, Settings, Tuner
@@ -64,14 +68,21 @@ def test_the_best_setting_wins_on_rows_it_never_saw(
     assert tuned.scores[tuned.method].value == 1.0
     assert tuned.against["none"].fixed == tuned.num_held_out == len(tuner.test_rows) == 24
     assert not set(tuner.search_rows) & set(tuner.test_rows)
-    assert len(asked) == len(tuner.book.scores) <= expected == told[-1].total
+    assert len(asked) == len(tuner.book.scores) == expected == told[-1].total
+    tested = {tuner.book.rows[row].columns["prompt"] for row in tuner.test_rows}
+    assert {str(job.prompt) for job in asked if job.method is None} == tested  # the search does not need it
     prompts = {str(job.prompt) for job in asked if job.method is not None and not is_thirty(job.method)}
     searched = {tuner.book.rows[row].columns["prompt"] for row in tuner.search_rows}
     of_default = {str(job.prompt) for job in asked if job.method == heedful.Directer()}
     assert prompts - of_default <= searched
     written = json.loads((tmp_path / "tuned.json").read_text())
+    assert set(written) == {"method", "model", "search", "held_out"}
+    assert set(written["search"]) == {field.name for field in dataclasses.fields(Settings)}
+    assert set(written["held_out"]) == {"rows", "scores", "against"}
+    assert set(written["held_out"]["scores"]) == {"none", "directer", tuned.method}
+    assert set(written["held_out"]["against"]) == {"none", "directer"}
+    assert set(written["held_out"]["against"]["none"]) == {"difference", "fixed", "broken", "p_value", "p_holm"}
     assert written["held_out"]["rows"] == 24
-    assert "search_score" not in str(written)
     assert parse_method(f"@{tmp_path / 'tuned.json'}") == parse_method(tuned.method)
 
 
@@ -97,9 +108,10 @@ def test_a_killed_search_goes_on(lm: heedful.LM, file: Path, tmp_path: Path, mon
     asked = scripted(monkeypatch, is_thirty)
     tuner = Tuner(lm, settings(file), out)
     left = tuner.num_answers
+    assert left == Tuner(lm, settings(file), tmp_path / "other.json").num_answers - 50
     tuned = tuner.run(4)
     assert is_thirty(parse_method(tuned.method))
-    assert len(asked) <= left
+    assert len(asked) == left
     with pytest.raises(OptionError, match="begun with seed"):
         Tuner(lm, settings(file, seed=1), out)
 
@@ -144,10 +156,112 @@ def test_bad_settings(file: Path, more: dict[str, Any], said: str) -> None:
         settings(file, **more)
 
 
+def test_better_takes_the_corrected_p_too() -> None:
+    def said(fixed: int) -> str:
+        good = {"won": fixed, "none": 0, "directer": fixed}
+        scores = {name: {str(row): (float(row < count), 1.0) for row in range(24)} for name, count in good.items()}
+        against = {name: paired(scores["won"], scores[name]) for name in ("none", "directer")}
+        assert not against["none"].is_noise
+        return verdict(tuning.Tuned("won", 24, {}, against))
+
+    assert "not distinguishable" in said(4)  # p = 0.125
+    assert "not distinguishable" in said(6)  # p = 0.031, twice that of two tests
+    assert "better than plain decoding" in said(7)  # p = 0.016
+
+
+def test_rows_of_one_prompt_stay_together(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n".join(json.dumps({"prompt": f"<heed>{i % 20}</heed>", "expected": i}) for i in range(60)))
+    search, test = tuning.split(data.read(path), 0.4, 0)
+    assert sorted(search + test) == list(range(60))
+    assert len(test) == 24
+    assert not {row % 20 for row in search} & {row % 20 for row in test}
+
+
+def test_rows_that_a_profile_was_made_on_are_not_held_out(lm: heedful.LM, file: Path, tmp_path: Path) -> None:
+    profile, scores = tmp_path / "heads.json", tmp_path / "heads.scores.jsonl"
+    profile.write_text('{"0": [1]}')
+    more = {"methods": ("pasta",), "profile": str(profile)}
+
+    def tested() -> list[int]:
+        return Tuner(lm, settings(file, **more), tmp_path / "tuned.json").test_rows
+
+    def made_on(data_sha256: str, num_rows: int) -> None:
+        header = {"data_sha256": data_sha256, "num_rows": num_rows}
+        scores.write_text(json.dumps({"settings": header, "model": dataclasses.asdict(lm.engine.shape)}) + "\n")
+
+    anyhow = tested()
+    assert min(anyhow) < 30
+    same = hashlib.sha256(file.read_bytes()).hexdigest()
+    made_on(same, 30)
+    assert len(tested()) == 24
+    assert min(tested()) >= 30
+    made_on("other", 30)
+    assert tested() == anyhow
+    made_on(same, 58)
+    with pytest.raises(OptionError, match="the 58 that the profile was made on not held out leave 58 and 2 rows"):
+        tested()
+
+
+def test_another_profile_is_another_search(
+    lm: heedful.LM, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scripted(monkeypatch, lambda method: False, stop_after=4)
+    profile = tmp_path / "heads.json"
+    profile.write_text('{"0": [1]}')
+    chosen = settings(file, methods=("pasta",), profile=str(profile))
+    with pytest.raises(KeyboardInterrupt):
+        Tuner(lm, chosen, tmp_path / "tuned.json").run(4)
+    assert len(Tuner(lm, chosen, tmp_path / "tuned.json").book.scores) == 4
+    profile.write_text('{"0": [2]}')
+    with pytest.raises(OptionError, match="begun with profile_sha256"):
+        Tuner(lm, chosen, tmp_path / "tuned.json")
+
+
+def test_settings_that_do_not_fit_the_model_are_left_out(
+    lm: heedful.LM, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = dataclasses.replace(lm.engine.shape, num_layers=4)
+    monkeypatch.setattr(type(lm.engine), "shape", small)
+    tuner = Tuner(lm, settings(file, methods=("static",), budget=10_000), tmp_path / "tuned.json")
+    assert len(tuner.candidates) == 7 * 3
+    assert not any("level=3" in name for name in tuner.candidates)
+    profile = tmp_path / "heads.json"
+    profile.write_text('{"7": [1]}')
+    with pytest.raises(OptionError, match="layer 7 is not in the model"):
+        Tuner(lm, settings(file, methods=("static", "pasta"), profile=str(profile)), tmp_path / "tuned.json")
+
+
+def test_a_prompt_that_is_too_long_is_told_of_first(lm: heedful.LM, file: Path, tmp_path: Path) -> None:
+    path = tmp_path / "long.jsonl"
+    path.write_text(file.read_text() + "\n" + json.dumps({"prompt": "word " * 9000 + "<heed>Sing.</heed>"}))
+    with pytest.raises(DataError, match=r"line 61 of .*long.jsonl cannot be asked: the prompt has \d+ tokens"):
+        Tuner(lm, settings(path), tmp_path / "tuned.json")
+    with pytest.raises(DataError, match=r"line 1 of .* cannot be asked: prompt and answer need"):
+        Tuner(lm, settings(file, max_new_tokens=9000), tmp_path / "tuned.json")
+
+
+def test_a_metric_that_fails_is_one_line(
+    lm: heedful.LM, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(row: data.Record, text: str) -> float:
+        if row.number == 1 + tuner.search_rows[1]:
+            raise ZeroDivisionError("no words")
+        return 0.0
+
+    scripted(monkeypatch, lambda method: False)
+    tuner = Tuner(lm, settings(file), tmp_path / "tuned.json")
+    tuner.book.metric = fails
+    number = 1 + tuner.search_rows[1]
+    with pytest.raises(DataError, match=rf"fails on an answer to line {number} of .*ZeroDivisionError\('no words'\)"):
+        tuner.run(4)
+    assert len(Tuner(lm, settings(file), tmp_path / "tuned.json").book.scores) == len(tuner.candidates)
+
+
 def test_too_few_rows(lm: heedful.LM, tmp_path: Path) -> None:
     path = tmp_path / "few.jsonl"
     path.write_text('{"prompt": "<heed>Sing.</heed>"}\n' * 8)
-    with pytest.raises(OptionError, match="8 rows are too few"):
+    with pytest.raises(OptionError, match=r"8 rows are too few .* 1 different prompts leave 8 and 0 rows"):
         Tuner(lm, settings(path), tmp_path / "t.json")
 
 

@@ -14,8 +14,11 @@ from heedful.recipe import Method, Recipe
 
 @dataclass(frozen=True)
 class Displaced:
-    """`method` with its span moved: `place` is "random:SEED" (as many tokens of the prompt, drawn by chance; one draw
-    for each prompt and seed) or "shift:N" (N tokens later, earlier where negative).
+    """`method` with its span moved: `place` is "random:SEED" (as many of the prompt's tokens that are not marked, drawn
+    by chance, or all of them where there are fewer; one draw for each prompt and seed) or "shift:N" (N tokens later,
+    earlier where negative).
+
+    The prompt's last token is never drawn; tokens of the chat template are: positions do not tell them apart.
 
     Sources: the token ablation of Directer, arXiv 2603.06745; a shift by one is the released code's span error.
     Raises `OptionError` for any other `place`.
@@ -35,7 +38,8 @@ class Displaced:
     def positions(self, given: Sequence[int], num_tokens: int) -> tuple[int, ...]:
         """Where the span's tokens come to lie in a prompt of `num_tokens`, in the order of `given`, all different.
 
-        Raises `OptionError` where a shift moves the whole span out of the prompt.
+        As many as `given`, fewer where the prompt has fewer tokens to draw. Raises `OptionError` where it has none, or
+        where a shift moves the span out of the prompt.
         """
         kind, _, number = self.place.partition(":")
         if kind == "shift":
@@ -44,7 +48,10 @@ class Displaced:
                 raise OptionError(f"span=shift:{number} moves the instruction out of the prompt")
             return tuple(moved)
         draw = random.Random(f"{int(number or 0)} {num_tokens} {list(given)}")
-        return tuple(sorted(draw.sample(range(num_tokens), len(given))))
+        others = sorted(set(range(num_tokens - 1)) - set(given))
+        if not others:
+            raise OptionError(f"span={self.place} has nothing to draw from: all of the prompt is marked")
+        return tuple(sorted(draw.sample(others, min(len(given), len(others)))))
 
     def describe(self) -> dict[str, Any]:
         """The method's name and settings, and the place."""

@@ -102,7 +102,7 @@ class Recipe:
     `layers`: those that may be steered, None for all. `level`: ungated, steer the schedule's set of that number (0 is
     all). `steers_prefill`: ungated, whether the prompt's tokens are steered as well. `overhang`: how many tokens past
     each end of the span are steered too (0, or 1 for the released code's quirk). `displace(positions, num_tokens)`:
-    where the span's tokens are taken to lie, for controls.
+    where the span's tokens are taken to lie, for controls; where that is fewer tokens, the first weights are used.
     """
 
     steerer: Steerer | None = None
@@ -148,6 +148,7 @@ class Recipe:
         """
         if self.displace is not None:
             positions = self.displace(positions, num_tokens)
+            weights = weights[: len(positions)]
         wide = dict(zip(positions, weights, strict=True))
         if self.contrast is not None:
             if any(weight not in (0.0, 1.0) for weight in weights):

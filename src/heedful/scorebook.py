@@ -16,7 +16,7 @@ from typing import Any, Generic, TypeVar
 from heedful import journal
 from heedful.checks import whole
 from heedful.data import Record
-from heedful.errors import DataError, OptionError
+from heedful.errors import DataError, HeedfulError, OptionError
 from heedful.generate import LM, Job
 from heedful.metrics import Metric
 from heedful.recipe import Method
@@ -29,7 +29,7 @@ class Scorebook(Generic[Candidate]):
     """Scores by candidate and row index, with their journal at `path`, whose first line is `header`.
 
     `method_of` makes a candidate's method, `columns_of` the columns that name it in the journal. Raises `OptionError`
-    where `path` holds the scores of something else, `DataError` where a row marks no instruction.
+    where `path` holds the scores of something else, `DataError` where a row marks no instruction or cannot be asked.
     """
 
     lm: LM
@@ -45,11 +45,19 @@ class Scorebook(Generic[Candidate]):
 
     def __post_init__(self) -> None:
         self._resume()
-        # Every prompt is read once now: a row without an instruction should not end a search after an hour.
+        # Every prompt is read once now: a row that cannot be asked should not end a search after an hour.
         for row in self.rows:
-            prompt, instructions = row.prompt
-            if not self.lm.encode(prompt, instructions).span:
-                raise DataError(f"line {row.number} of {row.path} marks no instruction")
+            self._check(row)
+
+    def _check(self, row: Record) -> None:
+        prompt, instructions = row.prompt
+        try:
+            encoded = self.lm.encode(prompt, instructions)
+            self.lm.request_for(encoded.token_ids, encoded.span, method=None, max_new_tokens=self.max_new_tokens)
+        except HeedfulError as error:
+            raise DataError(f"line {row.number} of {row.path} cannot be asked: {error}") from error
+        if not encoded.span:
+            raise DataError(f"line {row.number} of {row.path} marks no instruction")
 
     def _resume(self) -> None:
         if not self.path.exists():
@@ -69,7 +77,10 @@ class Scorebook(Generic[Candidate]):
     def score(
         self, tasks: Sequence[tuple[Candidate, int]], batch: int, report: Callable[[int], None] = lambda _: None
     ) -> None:
-        """Scores what is missing, `batch` answers at a time; `report` is told how many scores there are."""
+        """Scores what is missing, `batch` answers at a time; `report` is told how many scores there are.
+
+        Raises `DataError` where the metric fails on an answer; the scores before it are kept.
+        """
         whole("batch", batch, low=1)
         missing = [task for task in tasks if task not in self.scores]
         jobs = [self._job(candidate, row) for candidate, row in missing]
@@ -78,10 +89,19 @@ class Scorebook(Generic[Candidate]):
             with self.path.open("a", encoding="utf-8") as file:
                 for index, text in self._answers(jobs, batch):
                     candidate, row = missing[index]
-                    self.scores[candidate, row] = self.metric(self.rows[row], text)
+                    self.scores[candidate, row] = self._judged(self.rows[row], text)
                     file.write(journal.line(self._entry(missing[index])))
                     file.flush()
                     report(len(self.scores))
+
+    def _judged(self, row: Record, text: str) -> float:
+        try:
+            return self.metric(row, text)
+        except Exception as error:  # checkers raise anything, and neither 0 nor a traceback is an answer
+            raise DataError(
+                f"the metric fails on an answer to line {row.number} of {row.path}: {error!r}; "
+                f"the scores before it are kept in {self.path}"
+            ) from error
 
     def _entry(self, task: tuple[Candidate, int]) -> dict[str, Any]:
         return {**self.columns_of(task[0]), "row": task[1], "score": self.scores[task]}

@@ -6,6 +6,7 @@ Source of the search: Jamieson and Talwalkar, "Non-stochastic best arm identific
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import random
@@ -16,12 +17,15 @@ from typing import Any
 
 from heedful import data, journal, scorebook
 from heedful.checks import choice, whole
+from heedful.data import Record
 from heedful.errors import OptionError
-from heedful.eval.paired import Mean, Paired, mean, paired
+from heedful.eval.paired import Mean, Paired, holm, mean, paired
 from heedful.generate import LM
-from heedful.methods import parse_method
+from heedful.methods import parse_method, read_spec
 from heedful.metrics import metric
+from heedful.recipe import ModelShape
 from heedful.scorebook import Scorebook
+from heedful.steerers import scores_path
 
 NONE, DEFAULT = "none", "directer"
 KEPT_SHARE = 3  # of three candidates one goes on
@@ -109,6 +113,11 @@ class Tuned:
     against: dict[str, Paired]
     """The method found against `none`, and against Directer as it is by default."""
 
+    @property
+    def p_values(self) -> dict[str, float]:
+        """McNemar's p of each comparison in `against`, corrected by Holm over all of them."""
+        return dict(zip(self.against, holm([found.p_value for found in self.against.values()]), strict=True))
+
 
 class Tuner:
     """One search in the making. Raises `DataError` or `OptionError` before anything is generated."""
@@ -117,37 +126,32 @@ class Tuner:
         self.settings, self.out = settings, out
         if out.is_dir() or not out.name or out.resolve() == Path(settings.data_path).resolve():
             raise OptionError(f"--out must name a file of its own for the settings; got {str(out)!r}")
+        everything = fitting(candidates(settings), lm.engine.shape)
         rows = data.read(settings.data_path)
-        self.search_rows, self.test_rows = split(len(rows), settings.held_out, settings.seed)
-        everything = candidates(settings)
+        made_with = {**asdict(settings), **scorebook.provenance(lm, settings.data_path)}
+        profiles = profile_paths(settings.profile)
+        num_seen = max((rows_seen(path, made_with["data_sha256"]) for path in profiles), default=0)
+        self.search_rows, self.test_rows = split(rows, settings.held_out, settings.seed, num_seen)
         self.rungs = rungs(len(everything), len(self.search_rows), self._for_search(len(everything)))
         self.candidates = everything[: self.rungs[0].num_candidates]
+        made_with["profile_sha256"] = [hashlib.sha256(path.read_bytes()).hexdigest() for path in profiles] or None
         self.book: Scorebook[str] = Scorebook(
             lm=lm,
             rows=rows,
             metric=metric(settings.metric, rows),
             max_new_tokens=settings.max_new_tokens,
             path=out.with_suffix(".scores.jsonl"),
-            header={
-                "settings": json.loads(
-                    json.dumps({**asdict(settings), **scorebook.provenance(lm, settings.data_path)})
-                ),
-                "model": asdict(lm.engine.shape),
-            },
+            header={"settings": json.loads(json.dumps(made_with)), "model": asdict(lm.engine.shape)},
             candidates=list(dict.fromkeys([NONE, DEFAULT, *self.candidates])),
             method_of=parse_method,
             columns_of=lambda name: {"method": name},
         )
-        for name in self.candidates:
-            method = parse_method(name)
-            assert method is not None
-            method.recipe().check(lm.engine.shape)
 
     def _for_search(self, num_candidates: int) -> int:
-        """Answers that the search may take: what the budget leaves beside `none` and the final test."""
+        """Answers that the search may take: what the budget leaves beside the final test."""
         if self.settings.budget is None:
             return cost(ladder(min(27, num_candidates), len(self.search_rows)))
-        left = self.settings.budget - len(self.search_rows) - 3 * len(self.test_rows)
+        left = self.settings.budget - 3 * len(self.test_rows)
         least = cost(ladder(min(2, num_candidates), len(self.search_rows)))
         if left < least:
             need = self.settings.budget - left + least
@@ -160,7 +164,7 @@ class Tuner:
         return max(0, self._total() - len(self.book.scores))
 
     def _total(self) -> int:
-        return len(self.search_rows) + cost(self.rungs) + 3 * len(self.test_rows)
+        return cost(self.rungs) + 3 * len(self.test_rows)
 
     def seconds_each(self, batch: int) -> float:
         """Seconds an answer takes, measured on the first answers that the search needs anyway (they are kept)."""
@@ -169,9 +173,6 @@ class Tuner:
     def run(self, batch: int, report: Callable[[Progress], None] = lambda _: None) -> Tuned:
         """Searches, tests what was found on the held-out rows, and writes the settings file."""
         total = self._total()
-        self.book.score(
-            [(NONE, row) for row in self.search_rows], batch, lambda n: report(Progress(n, total, "searching"))
-        )
         alive = self.candidates
         for rung in self.rungs:
             alive, rows = alive[: rung.num_candidates], self.search_rows[: rung.num_rows]
@@ -206,20 +207,70 @@ class Tuner:
             "held_out": {
                 "rows": tuned.num_held_out,
                 "scores": {name: asdict(score) for name, score in tuned.scores.items()},
-                "against": {name: asdict(found) for name, found in tuned.against.items()},
+                "against": {
+                    name: {**asdict(found), "p_holm": tuned.p_values[name]} for name, found in tuned.against.items()
+                },
             },
         }
         with journal.kept(self.out):
             journal.write(self.out, json.dumps(found, indent=1) + "\n")
 
 
-def split(num_rows: int, held_out: float, seed: int) -> tuple[list[int], list[int]]:
-    """Rows to search on and rows held out, drawn by chance. Raises `OptionError` where either would be too few."""
-    order = random.Random(seed).sample(range(num_rows), num_rows)
-    count = round(num_rows * held_out)
-    if min(count, num_rows - count) < SMALLEST_RUNG:
-        raise OptionError(f"{num_rows} rows are too few to search on some and test on others: at least 15 are needed")
-    return order[count:], sorted(order[:count])
+def split(rows: Sequence[Record], held_out: float, seed: int, num_seen: int = 0) -> tuple[list[int], list[int]]:
+    """Rows to search on and rows held out, drawn by chance; rows of one prompt are not torn apart.
+
+    The first `num_seen` rows are not held out. Raises `OptionError` where either part would have too few rows.
+    """
+    by_prompt: dict[str, list[int]] = {}
+    for index, row in enumerate(rows):
+        by_prompt.setdefault(json.dumps(row.prompt[0]), []).append(index)
+    groups = list(by_prompt.values())
+    search: list[int] = []
+    test: list[int] = []
+    for group in random.Random(seed).sample(groups, len(groups)):
+        is_held_out = group[0] >= num_seen and len(test) + len(group) <= round(len(rows) * held_out)
+        (test if is_held_out else search).extend(group)
+    if min(len(search), len(test)) < SMALLEST_RUNG:
+        seen = f", the {min(num_seen, len(rows))} that the profile was made on not held out" if num_seen else ""
+        raise OptionError(
+            f"{len(rows)} rows are too few to search on some and test on others: {len(groups)} different prompts"
+            f"{seen} leave {len(search)} and {len(test)} rows, at least {SMALLEST_RUNG} each are needed"
+        )
+    return search, sorted(test)
+
+
+def profile_paths(profile: str | None) -> list[Path]:
+    """The files that `profile` names, as the option of a method: one, or a JSON list."""
+    if profile is None:
+        return []
+    named = read_spec(f"pasta:profile={profile}")[1]["profile"]
+    return [Path(str(path)) for path in (named if isinstance(named, list) else [named])]
+
+
+def rows_seen(profile: Path, data_sha256: str) -> int:
+    """How many rows, from the first, of the data with this hash the profile was made on; 0 if nothing tells."""
+    begun = next(iter(journal.entries(scores_path(profile))), {}).get("settings")
+    if not isinstance(begun, dict) or begun.get("data_sha256") != data_sha256:
+        return 0
+    count = begun.get("num_rows")
+    return count if isinstance(count, int) else 0
+
+
+def fitting(names: Sequence[str], model: ModelShape) -> list[str]:
+    """Those of `names` that the model has layers and heads for. Raises `OptionError` where none of a method is left."""
+    fit: list[str] = []
+    refused: dict[str, OptionError] = {}
+    for name in names:
+        method = parse_method(name)
+        assert method is not None
+        try:
+            method.recipe().check(model)
+            fit.append(name)
+        except OptionError as error:
+            refused[read_spec(name)[0]] = error
+    for kind in refused.keys() - {read_spec(name)[0] for name in fit}:
+        raise refused[kind]
+    return fit
 
 
 def candidates(settings: Settings) -> list[str]:

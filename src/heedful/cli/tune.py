@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from heedful.cli import options
+from heedful.eval.tables import LEVEL
 from heedful.tuning import DEFAULT_METHODS, NONE, Settings, Tuned, Tuner
 
 
@@ -55,7 +56,7 @@ def command(
 
 def _table(tuned: Tuned) -> Table:
     table = Table(box=None, title=f"on {tuned.num_held_out} held-out rows", title_justify="left")
-    for name in ("method", "score", "winner's gain over it", "fixed", "broken", "p"):
+    for name in ("method", "score", "winner's gain over it", "fixed", "broken", "p (Holm)"):
         table.add_column(name, justify="left" if name == "method" else "right", overflow="fold")
     for name, score in tuned.scores.items():
         row = [name, f"{score.value:.3f} [{score.low:.3f}, {score.high:.3f}]"]
@@ -63,15 +64,15 @@ def _table(tuned: Tuned) -> Table:
         if found is not None:
             gain = found.difference
             row += [f"{gain.value:+.3f} [{gain.low:+.3f}, {gain.high:+.3f}]", str(found.fixed), str(found.broken)]
-            row.append(f"{found.p_value:.3f}")
+            row.append(f"{tuned.p_values[name]:.3f}")
         table.add_row(*map(Text, row))
     return table
 
 
 def verdict(tuned: Tuned) -> str:
-    """What the held-out rows say of the winner, in one line."""
+    """What the held-out rows say of the winner, in one line: interval and corrected p must agree on a difference."""
     gain = tuned.against[NONE]
-    if gain.is_noise:
+    if gain.is_noise or tuned.p_values[NONE] >= LEVEL:
         return f"{tuned.method}: not distinguishable from plain decoding on the held-out rows"
     better = gain.difference.value > 0
     return f"{tuned.method}: {'better' if better else 'worse'} than plain decoding on the held-out rows"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from heedful.checks import choice, whole
+from heedful.directer import Directer
 from heedful.errors import OptionError
 
 STRENGTHS = (10, 100, 1000, 10_000, 100_000)
@@ -12,17 +13,17 @@ WEAK_STRENGTHS = (1.5, 2, 3, 5)
 
 ABLATIONS = {
     "ranking": "the paper's order of layers, the released code's, reversed, and random ones",
-    "tokens": "the instruction's tokens, and as many tokens drawn by chance",
+    "tokens": "the instruction's tokens, and as many others of the prompt, drawn by chance",
     "ladder": "static steering of fixed intensities ST0, ST1 … (all layers, half of them, …), and Directer",
     "strength": "α from 10 to 100,000 under the gate, and from 1.5 on without it",
     "threshold": "β from 0 (the first trial is always taken) to 1 (only ties with the raw argmax)",
     "gate": "PASTA, SpotLight and InstABoost as published and under the gate",
-    "offset": "the span as marked, one token too early, one too late, and the released code's overhang",
+    "offset": "the span one token too early, one too late, and the released code's quirks, its overhang among them",
 }
 
 
 def spelled(name: str, *, seeds: int = 3, profile: str | None = None, levels: int = 5) -> list[str]:
-    """The methods of an ablation, `none` and default Directer first.
+    """The methods of an ablation, `none` and default Directer first; nothing runs twice under two names.
 
     `seeds`: how many random draws. `profile`: PASTA's heads; without it PASTA is left out of "gate". `levels`: steps
     of the ladder, at most 1 + log2 of the model's layers. Raises `OptionError` for an unknown name.
@@ -38,10 +39,10 @@ def spelled(name: str, *, seeds: int = 3, profile: str | None = None, levels: in
         "tokens": [f"directer:span={one}" for one in _random(seeds)],
         "ladder": [f"static:level={level}" for level in range(levels)],
         "strength": [
-            *(f"directer:strength={strength}" for strength in STRENGTHS),
+            *(f"directer:strength={strength}" for strength in STRENGTHS if strength != Directer.strength),
             *(f"static:strength={strength}" for strength in (*WEAK_STRENGTHS, *STRENGTHS)),
         ],
-        "threshold": [f"directer:threshold={threshold}" for threshold in THRESHOLDS],
+        "threshold": [f"directer:threshold={one}" for one in THRESHOLDS if one != Directer.threshold],
         "gate": [*pasta, "spotlight", "spotlight-gated", "instaboost", "instaboost-gated"],
         "offset": ["directer:span=shift:-1", "directer:span=shift:1", "directer:compat=released"],
     }[name]
