@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from heedful.cli import options
-from heedful.eval.tables import LEVEL
+from heedful.eval.paired import LEVEL
 from heedful.tuning import DEFAULT_METHODS, NONE, Settings, Tuned, Tuner
 
 
