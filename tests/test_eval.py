@@ -369,9 +369,7 @@ def test_ablations_can_all_be_read() -> None:
         assert list(methods) == found
         assert found[:2] == ["none", "directer"]
         assert len(found) > 3
-        described = [json.dumps(method.describe(), sort_keys=True) for method in methods.values() if method]
-        assert len(set(described)) == len(found) - 1, "something runs twice"
-    assert len(ablation.spelled("threshold")) == 2 + len(ablation.THRESHOLDS) - 1
+        assert len(set(methods.values())) == len(found), "something runs twice"
     assert "pasta-gated:profile=h.json" in ablation.spelled("gate", profile="h.json")
     for wrong in ({"name": "nope"}, {"name": "ranking", "seeds": 0}, {"name": "ladder", "profile": "h.json"}):
         with pytest.raises(OptionError):
