@@ -24,7 +24,7 @@ demo: model  ## one prompt, steered and plain, side by side (DEMO_PROMPT='...' f
 test: model $(VENV)/.extras  ## all tests (PYTEST_ARGS='-k spans' for some)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(PYTEST_ARGS)
 
-lint: $(STAMP)  ## formatting, lint and types
+lint: $(VENV)/.extras  ## formatting, lint and types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
@@ -52,7 +52,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
 	@touch $@
 
-# Only the tests need torchao, whose import is noisy, and the harnesses, which are large.
+# Only tests and types need torchao, whose import is noisy, and the harnesses, which are large.
 $(VENV)/.extras: $(STAMP)
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[eval,inspect,quantised,serve]'
 	@touch $@
