@@ -234,7 +234,7 @@ class TransformersEngine:
                 self._state = "ok"
             for one in emitted:
                 ticket = self._running[one.answer]
-                messages.append((ticket, _token(one)))
+                messages.append((ticket, one.error or _token(one)))
                 if one.finish_reason is not None:
                     del self._running[one.answer]
                     self._mean_seconds += 0.1 * (time.monotonic() - ticket.begun - self._mean_seconds)
