@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import families
-from heedful import InstABoost, KeyScaling, NumericError, OptionError
+from heedful import InstABoost, KeyScaling, NumericError, OptionError, SpotLight
 from heedful.answer import Answer, Request, capacity_for
 from heedful.contrast import Anchoring, ContextAware
 from heedful.decode import Decoder
@@ -110,6 +110,17 @@ def test_a_long_prompt_holds_nobody_up(recipe: Any) -> None:
         one.step()
     assert new_tokens(running) == alone(short)
     assert new_tokens(late) == alone(long)
+
+
+def test_gated_pooled_steering_is_read_in_pieces_too() -> None:
+    recipe = SpotLight(pooled=True, gate=Plausibility(0.5)).recipe()
+    one = decoder(prefill_tokens=8)
+    late = one.submit(request(LONG, recipe, range(20, 26), new=8))
+    one.step()
+    assert one.slots.lengths[late.slot] == 8
+    while not one.is_idle:
+        one.step()
+    assert new_tokens(late) == alone(late.request)
 
 
 @pytest.mark.parametrize("kind", KINDS)

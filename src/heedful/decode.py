@@ -39,8 +39,8 @@ class Decoder:
     ) -> None:
         """`max_running`: answers at a time, where that is less than what the slots would hold.
 
-        `prefill_tokens`: prompt tokens a step reads at most; whoever is decoding waits for no more than that. (A
-        pooled SpotLight reads 2,048 all the same: its pieces may not depend on the decoder.)
+        `prefill_tokens`: prompt tokens a step reads at most; whoever is decoding waits for no more than that. (An
+        ungated pooled SpotLight reads 2,048 all the same: its pieces may not depend on the decoder.)
         `reuses_prefixes`: a prompt that begins as what a free slot still holds is not read again so far.
         """
         self.engine = engine
@@ -196,7 +196,7 @@ class Decoder:
         # The last prompt token is a row where it must be probed or steered, else simply the chunk's last.
         stop = len(prompt) if steerer is None else len(prompt) - 1
         take = min(stop - start, budget)
-        if steerer is not None and steerer.is_pooled:
+        if recipe is not None and steerer is not None and steerer.is_pooled and sequence.is_steered_always:
             # What is pooled over must not depend on who else is prefilled: cut by the prompt's own length only.
             take = min(stop - start, PREFILL_TOKENS)
             if take > budget and budget < self.prefill_tokens:

@@ -23,10 +23,12 @@ App = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
 
 OPEN = ("/health", "/ready")
 MAX_DEPTH = 32
+MAX_PARTS = 1 << 16  # strings, commas and brackets: a long conversation has a quarter as many
+SMALL_BODY = 1 << 16  # bytes that are looked through in no time
 BODY_SECONDS = 30.0
 
 # Strings whole, closed or not, so that brackets within them do not count and no character is looked at twice.
-_TOKEN = re.compile(rb'"(?:[^"\\]|\\.)*(?:"|\\?\Z)|[\[{]|[\]}]', re.DOTALL)
+_TOKEN = re.compile(rb'"(?:[^"\\]|\\.)*(?:"|\\?\Z)|[\[{]|[\]}]|,', re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -54,13 +56,34 @@ class Guard:
             self._check_host(headers.get("host", ""))
             scope["heedful.owner"] = self._owner(scope["path"], headers)
             body = await self._read(headers, receive)
-            check_depth(body)
+            if scope["method"] == "POST":
+                _check_kind(headers.get("content-type", ""))
+            if len(body) <= SMALL_BODY:
+                check_shape(body)
+            else:
+                await asyncio.to_thread(check_shape, body)
         except RequestError as error:
             await problem_of(error).response()(scope, receive, send)
             return
         except _Gone:
             return
-        await self.app(scope, _replay(body, receive), send)
+        await self._pass_on(scope, _replay(body, receive), send)
+
+    async def _pass_on(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+        """What nobody foresaw is answered farther out, and so is counted here."""
+        has_begun = False
+
+        async def noted(message: Message) -> None:
+            nonlocal has_begun
+            has_begun = True
+            await send(message)
+
+        try:
+            await self.app(scope, receive, noted)
+        except Exception:
+            if not has_begun:
+                self.count(scope["path"], 500)
+            raise
 
     def _counted(self, path: str, send: Send) -> Send:
         async def counted(message: Message) -> None:
@@ -119,16 +142,25 @@ class _Gone(Exception):
     """The client left while its body was read."""
 
 
-def check_depth(body: bytes) -> None:
-    """Raises `RequestError` where brackets are nested deeper than any request is."""
+def _check_kind(kind: str) -> None:
+    """Raises `RequestError` but for JSON: other sites' pages may send anything else without asking."""
+    if kind.partition(";")[0].strip().lower() != "application/json":
+        raise RequestError(400, "the body must be sent as Content-Type: application/json", code="bad_content_type")
+
+
+def check_shape(body: bytes) -> None:
+    """Raises `RequestError` where brackets are nested deeper, or parts are more, than those of any request."""
     depth = 0
-    for match in _TOKEN.finditer(body):
-        first = match.group()[:1]
+    for number, match in enumerate(_TOKEN.finditer(body)):
+        if number >= MAX_PARTS:
+            message = f"the body has more than {MAX_PARTS} strings, commas and brackets"
+            raise RequestError(400, message, code="too_many_parts")
+        first = body[match.start() : match.start() + 1]
         if first in (b"[", b"{"):
             depth += 1
             if depth > MAX_DEPTH:
                 raise RequestError(400, f"the body is nested deeper than {MAX_DEPTH} levels", code="too_deep")
-        elif first != b'"':
+        elif first in (b"]", b"}"):
             depth -= 1
 
 
