@@ -6,6 +6,7 @@ Plain ASGI, so that a disconnect is seen behind it.
 from __future__ import annotations
 
 import asyncio
+import logging
 import re
 from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
 
+log = logging.getLogger("heedful.serve")
 OPEN = ("/health", "/ready")
 MAX_DEPTH = 32
 MAX_PARTS = 1 << 16  # strings, commas and brackets: a long conversation has a quarter as many
@@ -70,7 +72,7 @@ class Guard:
         await self._pass_on(scope, _replay(body, receive), send)
 
     async def _pass_on(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
-        """What nobody foresaw is answered farther out, and so is counted here."""
+        """Answers what nobody foresaw here, where it is counted, and the connection stays."""
         has_begun = False
 
         async def noted(message: Message) -> None:
@@ -80,10 +82,11 @@ class Guard:
 
         try:
             await self.app(scope, receive, noted)
-        except Exception:
-            if not has_begun:
-                self.count(scope["path"], 500)
-            raise
+        except Exception as error:
+            if has_begun:
+                raise
+            log.error("a request failed", exc_info=error)
+            await problem_of(error).response()(scope, receive, send)
 
     def _counted(self, path: str, send: Send) -> Send:
         async def counted(message: Message) -> None:
