@@ -30,7 +30,7 @@ SMALL_BODY = 1 << 16  # bytes that are looked through in no time
 BODY_SECONDS = 30.0
 
 # Strings whole, closed or not, so that brackets within them do not count and no character is looked at twice.
-_TOKEN = re.compile(rb'"(?:[^"\\]|\\.)*(?:"|\\?\Z)|[\[{]|[\]}]|,', re.DOTALL)
+_TOKEN = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*(?:"|\\?\Z)|[\[{]|[\]}]|,', re.DOTALL)
 
 
 @dataclass(frozen=True)
