@@ -1,6 +1,6 @@
 """What a long-lived decoder does besides: requests leave, long prompts are read in pieces, prefixes are reused."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -8,12 +8,14 @@ import pytest
 import torch
 
 import families
-from heedful import InstABoost, KeyScaling
+from heedful import InstABoost, KeyScaling, NumericError, OptionError, SpotLight
 from heedful.answer import Answer, Request, capacity_for
-from heedful.contrast import ContextAware
+from heedful.contrast import Anchoring, ContextAware
 from heedful.decode import Decoder
 from heedful.engine import Engine
+from heedful.gate import Plausibility
 from heedful.held import Held, num_shared
+from heedful.sampling import Sampling
 from helpers import directer, new_tokens, request, run
 
 PROMPT, SPAN = families.prompt(), families.SPAN
@@ -110,6 +112,17 @@ def test_a_long_prompt_holds_nobody_up(recipe: Any) -> None:
     assert new_tokens(late) == alone(long)
 
 
+def test_gated_pooled_steering_is_read_in_pieces_too() -> None:
+    recipe = SpotLight(pooled=True, gate=Plausibility(0.5)).recipe()
+    one = decoder(prefill_tokens=8)
+    late = one.submit(request(LONG, recipe, range(20, 26), new=8))
+    one.step()
+    assert one.slots.lengths[late.slot] == 8
+    while not one.is_idle:
+        one.step()
+    assert new_tokens(late) == alone(late.request)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_likeliest_tokens(kind: str) -> None:
     one, wanted = decoder(), replace(KINDS[kind], num_top=4)
@@ -125,6 +138,82 @@ def test_likeliest_tokens(kind: str) -> None:
         if emitted.step.token_id in told:
             assert told[emitted.step.token_id] == pytest.approx(torch.tensor(emitted.step.p_raw).log().item(), abs=1e-4)
     assert any(emitted.step.changed for emitted in seen) == (kind != "plain")
+
+
+# -- numbers that are not finite
+
+
+class Poison(KeyScaling):
+    """Makes the keys and values of what it steers NaN, as an overflow does."""
+
+    def edit(self, scores: Any, span: Any, layer: int) -> None:
+        scores[span.active.expand_as(scores)] = torch.nan
+
+
+@dataclass(frozen=True)
+class BadContrast(ContextAware):
+    """Overflows."""
+
+    def combine(self, logits: Any, hidden: Any) -> Any:
+        return logits + torch.inf * (logits - hidden)
+
+
+POISONS = {
+    "always": Poison().recipe(),
+    "gated": replace(directer(threshold=0.0), steerer=Poison()),
+    "contrast": BadContrast().recipe(),
+    "gated contrast": BadContrast(gate=Plausibility(0.0)).recipe(),
+}
+
+
+@pytest.mark.parametrize("kind", POISONS)
+@pytest.mark.parametrize("drawn", [Sampling(), Sampling(1.0, seed=1)])
+def test_what_is_not_finite_ends_one_answer_alone(kind: str, drawn: Sampling) -> None:
+    one = decoder(5, reuses_prefixes=True)
+    others = {name: one.submit(asked) for name, asked in KINDS.items()}
+    bad = one.submit(request(LONG, POISONS[kind], SPAN, sampling=drawn))
+    errors = []
+    while not one.is_idle:
+        errors += [emitted.error for emitted in one.step() if emitted.error]
+    assert [type(error) for error in errors] == [NumericError]
+    assert bad.finish_reason == "error"
+    assert one._free == list(range(5))
+    for name, answer in others.items():
+        assert new_tokens(answer) == alone(KINDS[name])
+    again = drained(one, request(LONG, directer(), SPAN))[0]
+    assert again.num_reused == 0
+    assert new_tokens(again) == alone(again.request)
+
+
+def test_a_slot_is_clean_after_an_answer_that_was_not_finite() -> None:
+    """A short answer where NaN lie above it, beside a longer one: masked columns are read all the same."""
+    one = decoder(2)
+    long = one.submit(request(LONG, new=60))
+    bad = one.submit(request(families.prompt(1, length=100), Poison().recipe(), SPAN, new=30))
+    while bad.finish_reason is None:
+        one.step()
+    short = request(PROMPT, new=20)
+    after = one.submit(short)
+    while not one.is_idle:
+        one.step()
+    assert after.slot == bad.slot
+    assert new_tokens(after) == alone(short)
+    assert new_tokens(long) == alone(long.request)
+
+
+def test_an_answer_that_is_not_finite_raises_where_it_is_read() -> None:
+    asked = request(LONG, Poison().recipe(), SPAN)
+    with pytest.raises(NumericError, match="are not finite; steer it less"):
+        run(engine(), [asked])
+
+
+@pytest.mark.parametrize("make", [ContextAware, Anchoring])
+def test_strengths_are_bounded(make: Any) -> None:
+    for strength in (1e300, 1.1e6):
+        with pytest.raises(OptionError, match="at most 1e"):
+            make(strength)
+    asked = request(PROMPT, make(1e6).recipe(), SPAN, sampling=Sampling(1.0, seed=1))
+    assert drained(decoder(), asked)[0].finish_reason == "length"
 
 
 # -- prefixes

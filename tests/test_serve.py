@@ -12,20 +12,28 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import httpx
 import openai
 import pytest
+import torch
 
 import heedful
 from heedful import cli
+from heedful.contrast import ContextAware
+from heedful.recipe import ModelShape
 from heedful.serve import run
 from heedful.serve.config import is_loopback
 from heedful.serve.fair import FairQueue
+from heedful.serve.marking import Default
+from heedful.serve.replies import Envelope
+from heedful.serve.schemas import Heedful
 from heedful.serve.storage import plan
-from heedful.serve.worker import Limits
+from heedful.serve.worker import Limits, TransformersEngine
+from heedful.steerers import scores_path
 from serving import ASK, CHAT, PLAIN, PROMPT, TEXT, Running, body, running
 
 
@@ -290,6 +298,51 @@ def test_owners_take_turns(tiny: heedful.LM) -> None:
         assert order.index("other") <= 2
 
 
+def test_a_full_queue_is_shared(tiny: heedful.LM) -> None:
+    """Who has fewer requests there than others comes in; the last of the longest line gives way."""
+    with running(tiny, limits=Limits(max_running=1, max_queue=3)) as here, ThreadPoolExecutor(4) as pool:
+        occupied = occupy(here, 1)
+        here.wait(lambda status: status.num_running == 1)
+
+        def ask(user: str) -> int:
+            return here.http().post(CHAT, json=body(user=user, max_tokens=1)).status_code
+
+        busy = []
+        for waiting in (1, 2, 3):
+            busy.append(pool.submit(ask, "busy"))
+            here.wait(lambda status, waiting=waiting: status.num_waiting == waiting)  # type: ignore[misc]
+        assert ask("busy") == 429
+        other = pool.submit(ask, "other")
+        assert busy[2].result(timeout=10) == 429
+        occupied[0].close()
+        assert [one.result(timeout=10) for one in (*busy[:2], other)] == [200] * 3
+
+
+def test_encoding_is_a_part_of_the_queue(tiny: heedful.LM, monkeypatch: pytest.MonkeyPatch) -> None:
+    with (
+        running(tiny, limits=Limits(max_running=1, max_queue=1), seconds=1.0) as here,
+        ThreadPoolExecutor(2) as pool,
+    ):
+        service, may_go = here.app.state.service, threading.Event()
+        mark, begun = service._mark, threading.Semaphore(0)
+
+        def slow(*args: Any) -> Any:
+            begun.release()
+            may_go.wait(10)
+            return mark(*args)
+
+        monkeypatch.setattr(service, "_mark", slow)
+        two = [pool.submit(here.http().post, CHAT, json=body()) for _ in range(2)]
+        assert begun.acquire(timeout=5)
+        while service._num_encoding < 2:
+            pass
+        assert here.http().post(CHAT, json=body()).status_code == 429
+        assert [one.result().json()["error"]["code"] for one in two] == ["time_limit"] * 2
+        may_go.set()
+        assert here.http().post(CHAT, json=body()).status_code == 200
+        assert service._num_encoding == 0
+
+
 # -- failures
 
 
@@ -313,6 +366,60 @@ def test_a_failing_step(tiny: heedful.LM, monkeypatch: pytest.MonkeyPatch, caplo
         assert [http.post(CHAT, json=body()).status_code for _ in range(4)] == [500] * 4
         assert http.get("/health").status_code == http.get("/ready").status_code == 503
         assert "out of memory" in caplog.text
+
+
+@pytest.mark.parametrize("streams", [False, True])
+def test_numbers_that_are_not_finite_end_one_answer(
+    tiny: heedful.LM, monkeypatch: pytest.MonkeyPatch, streams: bool
+) -> None:
+    monkeypatch.setattr(ContextAware, "combine", lambda self, logits, hidden: logits * torch.nan)
+    with running(tiny) as here:
+        http, beside = here.http(), occupy(here, 1, tokens=200)[0]
+        here.wait(lambda status: status.num_running == 1)
+        ask = body(heedful={"method": "context-aware"}, temperature=1, stream=streams)
+        replies = [http.post(CHAT, json=ask) for _ in range(4)]
+        assert all("not_finite" in reply.text for reply in replies)
+        assert {reply.status_code for reply in replies} == {200 if streams else 500}
+        assert beside.read().decode().endswith("data: [DONE]\n\n")
+        health = http.get("/health").json()
+        assert (health["status"], health["engine_failures"]) == ("ok", 0)
+        here.wait(lambda status: status.num_running == 0)
+
+
+def test_a_dead_thread_is_told(tiny: heedful.LM, monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:
+    with running(tiny, limits=Limits(max_running=1, max_queue=4)) as here:
+        streams = occupy(here, 2)
+        here.wait(lambda status: status.num_running == status.num_waiting == 1)
+        monkeypatch.setattr(here.engine, "_succeed", lambda emitted: 1 / 0)
+        for stream in streams:
+            assert "engine_failed" in stream.read().decode()
+        assert here.http().get("/health").json()["status"] == "failed"
+        assert here.http().get("/health").status_code == 503
+        assert here.http().post(CHAT, json=body()).json()["error"]["code"] == "engine_failed"
+        assert "ZeroDivisionError" in caplog.text
+
+
+def test_a_thread_that_ends_unheard_is_told(tiny: heedful.LM, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(TransformersEngine, "_run", lambda self: None)
+    with running(tiny) as here:
+        assert here.http().get("/health").status_code == 503
+        assert here.http().post(CHAT, json=body()).status_code == 500
+
+
+def test_what_nobody_foresaw(tiny: heedful.LM, monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:
+    with running(tiny) as here:
+        http = here.http()
+        with monkeypatch.context() as patch:
+            patch.setattr(Envelope, "whole", lambda *_: {"value": math.nan})
+            reply = http.post(CHAT, json=body())
+        assert (reply.status_code, reply.json()["error"]["code"]) == (500, "internal_error")
+        assert metric(http, f'heedful_requests_total{{path="{CHAT}",status="500"}}') == 1
+        monkeypatch.setattr(Envelope, "chunk", lambda *_: {"value": math.nan})
+        events = http.post(CHAT, json=body(stream=True)).text.strip().split("\n\n")
+        assert json.loads(events[-1][6:])["error"]["code"] == "internal_error"
+        assert metric(http, f'heedful_requests_total{{path="{CHAT}",status="200"}}') == 1
+        assert "a stream failed" in caplog.text
+        here.wait(lambda status: status.num_running == 0)
 
 
 def test_draining(tiny: heedful.LM) -> None:
@@ -445,6 +552,37 @@ def test_a_taken_port_is_said() -> None:
 )  # fmt: skip
 def test_loopback(host: str, is_local: bool) -> None:
     assert is_loopback(host) is is_local
+
+
+def test_a_default_that_needs_more_slots_is_refused(tiny: heedful.LM) -> None:
+    with pytest.raises(heedful.OptionError, match="two slots"), running(tiny, method="context-aware", limits=Limits(1)):
+        pass
+
+
+@pytest.mark.parametrize("more", ["", ":span=shift:1"])
+def test_a_default_s_profile_is_read_once(more: str, tmp_path: Path) -> None:
+    profile = tmp_path / "heads.json"
+    profile.write_text('{"1": [0, 2]}')
+    scores_path(profile).write_text(json.dumps({"model": asdict(ModelShape("made-for", 3, 4))}) + "\n")
+    default = Default.of(f"pasta:profile={profile}{more}")
+    profile.unlink()
+    for asked in (None, Heedful(strength=0.5)):
+        method = default.method(asked)
+        assert method is not None
+        recipe = method.recipe()
+        assert (recipe.layers, recipe.displace is not None) == ((1,), bool(more))
+        recipe.check(ModelShape("made-for", 3, 4))
+        with pytest.raises(heedful.OptionError, match="made for made-for"):
+            recipe.check(ModelShape("another", 5, 8))
+    own = default.method(Heedful(method='pasta:heads={"0": [1]}'))
+    assert own is not None
+    own.recipe().check(ModelShape("another", 5, 8))
+
+
+def test_pooled_spotlight_is_no_default() -> None:
+    with pytest.raises(heedful.OptionError, match="hold up"):
+        Default.of("spotlight:pooled=true:span=shift:1")
+    assert Default.of("spotlight-gated:pooled=true").method(None) is not None
 
 
 def test_storage_fits_the_memory(tiny: heedful.LM) -> None:

@@ -68,6 +68,11 @@ LONG = {"messages": [{"role": "user", "content": "word " * 600}]}
         ({"heedful": {"method": "static:layers=[99]"}}, 400, "layer 99"),
         ({"heedful": {"method": "instaboost", "strength": 3}}, 400, "takes no strength"),
         ({"heedful": {"strength": -1}}, 400, "strength"),
+        ({"heedful": {"method": "anchoring", "strength": 1e300}}, 400, "at most 1e+06"),
+        ({"heedful": {"method": "context-aware:strength=1e300"}}, 400, "at most 1e+06"),
+        ({"heedful": {"method": "spotlight:pooled=true"}}, 400, "hold up all other answers"),
+        ({"messages": [{"role": "user", "content": "a <heed weight=1e300>b</heed>"}]}, 400, "from 0 to 1e+06"),
+        ({"messages": [{"role": "user", "content": "word " * 190_000}]}, 400, "950000 characters"),
         ({"heedful": {"instructions": ["absent words"]}}, 400, "closest text"),
         ({"heedful": {"instructions": []}}, 400, "heedful.instructions: List should have at least 1"),
         ({"heedful": {"instructions": "admin"}}, 400, "heedful.instructions: Input should be 'system'"),
@@ -104,7 +109,46 @@ def test_what_asks_for_nothing_is_let_through(http: httpx.Client) -> None:
     assert http.post(CHAT, json=body(presence_penalty=False)).status_code == 400
 
 
-GOOD = json.dumps(body()).encode()
+GOOD = {CHAT: json.dumps(body()).encode(), TEXT: b'{"model": "m", "prompt": "To Japan", "max_tokens": 4}'}
+
+
+def post(http: httpx.Client, path: str, data: bytes, kind: str = "application/json") -> httpx.Response:
+    return http.post(path, content=data, headers={"Content-Type": kind})
+
+
+def test_the_good_bodies_are_good(http: httpx.Client) -> None:
+    for path, data in GOOD.items():
+        assert post(http, path, data).status_code == 200
+        assert post(http, path, data, "application/json; charset=utf-8").status_code == 200
+
+
+@pytest.mark.parametrize("kind", ["text/plain", "", "application/x-www-form-urlencoded", "application/jsonp"])
+def test_only_json_is_read(http: httpx.Client, kind: str) -> None:
+    reply = post(http, CHAT, GOOD[CHAT], kind)
+    assert (reply.status_code, reply.json()["error"]["code"]) == (400, "bad_content_type")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "status", "says"),
+    [
+        (b"4}", b"NaN}", 400, "max_tokens"),
+        (b"4}", b'4, "temperature": NaN}', 400, "temperature"),
+        (b"4}", b'4, "temperature": 1e999}', 400, "temperature"),
+        (b"4}", b'4, "temperature": ' + b"9" * 400 + b"}", 400, "temperature"),
+        (b"4}", b'4, "seed": ' + b"9" * 5000 + b"}", 400, ""),
+        (b"4}", b'4, "heedful": {"strength": Infinity}}', 400, "strength"),
+        (b"Japan", b"\xff\xfe", 400, ""),
+        (b"Japan", b"\\ud800", 400, "surrogate"),
+        (b"4}", b'4, "\\ud800": 1}', 400, "unicode"),
+        (b"4}", b'4, "' + b"k" * 90_000 + b'": 1}', 400, "unknown field"),
+        (b"4}", b"4" + b"".join(b',"k%d":1' % n for n in range(90_000)) + b"}", 400, "strings, commas"),
+        (b"4}", b"4" + b"".join(b',"k%d":1' % n for n in range(10_000)) + b"}", 400, "at most 64"),
+        (b"4}", b'4, "stop": [' + b'"",' * 20_000 + b'""]}', 400, "stop"),
+    ],
+)
+@pytest.mark.parametrize("path", GOOD)
+def test_malformed_values(http: httpx.Client, path: str, old: bytes, new: bytes, status: int, says: str) -> None:
+    refused(http, path, GOOD[path].replace(old, new), status, says)
 
 
 @pytest.mark.parametrize(
@@ -115,32 +159,41 @@ GOOD = json.dumps(body()).encode()
         (b"null", 400, ""),
         (b"[]", 400, ""),
         (b'"' + b"x" * 100, 400, "JSON"),
-        (GOOD.replace(b"4}", b"NaN}"), 400, "max_tokens"),
-        (GOOD.replace(b"4}", b'4, "temperature": NaN}'), 400, "temperature"),
-        (GOOD.replace(b"4}", b'4, "temperature": 1e999}'), 400, "temperature"),
-        (GOOD.replace(b"4}", b'4, "temperature": ' + b"9" * 400 + b"}"), 400, "temperature"),
-        (GOOD.replace(b"4}", b'4, "seed": ' + b"9" * 5000 + b"}"), 400, ""),
-        (GOOD.replace(b"4}", b'4, "heedful": {"strength": Infinity}}'), 400, "strength"),
-        (GOOD.replace(b"Japan", b"\xff\xfe"), 400, ""),
-        (GOOD.replace(b"Japan", b"\\ud800"), 400, "surrogate"),
-        (GOOD.replace(b"4}", b'4, "\\ud800": 1}'), 400, "unicode"),
-        (GOOD.replace(b"4}", b'4, "' + b"k" * 90_000 + b'": 1}'), 400, "unknown field"),
         (b"[" * 33, 400, "32 levels"),
         (b'{"messages":' * 1000, 400, "32 levels"),
         (b"[" * 900_000, 400, "32 levels"),
         (b'"' + b'\\"' * 400_000 + b"\\", 400, "JSON"),
+        (b'""' * 500_000, 400, "strings, commas"),
         (b" " * (1 << 20) + b"x", 413, "at most 1048576"),
     ],
 )
-@pytest.mark.parametrize("path", [CHAT, TEXT])
+@pytest.mark.parametrize("path", GOOD)
 def test_malformed_bodies(http: httpx.Client, path: str, data: bytes, status: int, says: str) -> None:
+    refused(http, path, data, status, says)
+
+
+@pytest.mark.parametrize(
+    ("count", "says"),
+    [(330_000, "strings, commas"), (20_000, "messages[0].content"), (257, "messages[0].content")],
+)
+def test_many_parts(http: httpx.Client, count: int, says: str) -> None:
+    for part in (b"{}", b'{"type":"text","text":"x"}')[: 1 if count > 257 else 2]:
+        data = b'{"model":"m","messages":[{"role":"user","content":[' + part + (b"," + part) * (count - 1) + b"]}]}"
+        refused(http, CHAT, data, 400, says)
+
+
+def test_many_wrong_messages(http: httpx.Client) -> None:
+    refused(http, CHAT, b'{"model":"m","messages":[{}' + b",{}" * 20_000 + b"]}", 400, "messages[0]")
+
+
+def refused(http: httpx.Client, path: str, data: bytes, status: int, says: str) -> None:
     begun = time.monotonic()
-    reply = http.post(path, content=data, headers={"Content-Type": "application/json"})
+    reply = post(http, path, data)
     assert reply.status_code == status
     error = reply.json()["error"]
-    assert path == TEXT or says in error["message"]
+    assert says in error["message"]
     assert len(error["message"]) <= 600
-    assert time.monotonic() - begun < 2
+    assert time.monotonic() - begun < 1
 
 
 def test_a_body_without_length_is_bounded(http: httpx.Client) -> None:

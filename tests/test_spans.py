@@ -32,13 +32,13 @@ def test_empty_span_is_named() -> None:
         Span(3, 3)
 
 
-@pytest.mark.parametrize("weight", [-0.1, float("nan"), float("inf"), "1", None, True, 10**400])
+@pytest.mark.parametrize("weight", [-0.1, float("nan"), float("inf"), "1", None, True, 10**400, 1.1e6])
 def test_span_refuses_a_weight_that_is_none(weight: object) -> None:
     with pytest.raises(OptionError):
         Span(0, 1, weight)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("weight", [0, 0.0, 3, 1e300])
+@pytest.mark.parametrize("weight", [0, 0.0, 3, 1e6])
 def test_span_takes_any_finite_weight(weight: float) -> None:
     assert Span(0, 1, weight).weight == weight
 
@@ -123,12 +123,13 @@ def test_parse_tags(text: str, clean: str, spans: tuple[Span, ...]) -> None:
         ("<heed weight=\"2'>a</heed>", "one attribute"),
         ("<heed/>a", "one attribute|never closed"),
         ("<heed weight=2/>a</heed>", "one attribute"),
-        ('<heed weight="">a</heed>', "a weight is a finite number"),
-        ("<heed weight=much>a</heed>", "a weight is a finite number"),
-        ("<heed weight=-1>a</heed>", "a weight is a finite number"),
-        ("<heed weight=nan>a</heed>", "a weight is a finite number"),
-        ("<heed weight=1e999>a</heed>", "a weight is a finite number"),
-        ("<heed weight=“2”>a</heed>", "a weight is a finite number"),
+        ('<heed weight="">a</heed>', "a weight is a number from 0 to 1e"),
+        ("<heed weight=much>a</heed>", "a weight is a number from 0 to 1e"),
+        ("<heed weight=-1>a</heed>", "a weight is a number from 0 to 1e"),
+        ("<heed weight=nan>a</heed>", "a weight is a number from 0 to 1e"),
+        ("<heed weight=1e999>a</heed>", "a weight is a number from 0 to 1e"),
+        ("<heed weight=1e7>a</heed>", "a weight is a number from 0 to 1e"),
+        ("<heed weight=“2”>a</heed>", "a weight is a number from 0 to 1e"),
         ("<heed>a</heed weight=2>", "takes no attributes"),
         ("<heed weight=2 a</heed>", "lacks its '>'"),
         ("a <heed", "lacks its '>'"),

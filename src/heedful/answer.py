@@ -12,11 +12,12 @@ from typing import Literal
 import torch
 
 from heedful.engine import Chunk, Edit, Result, Row
+from heedful.errors import NumericError
 from heedful.recipe import Recipe
 from heedful.sampling import Drawing, Sampling
 from heedful.trace import Stats, Step
 
-FinishReason = Literal["eos", "stop", "length"]
+FinishReason = Literal["eos", "stop", "length", "error"]
 Process = Callable[[Sequence[int], torch.Tensor], torch.Tensor]
 
 # Scratch columns above prompt and answer: steered rows and guesses of the very last steps.
@@ -53,12 +54,21 @@ class Emitted:
     """One token of one sequence; `finish_reason` with its last.
 
     `top`: the likeliest tokens and their log-probabilities, as many as asked for, under the distribution of `step`.
+    `error`: why the sequence ended without another token; `decided` is None then, and its `finish_reason` "error".
     """
 
     answer: Answer
-    step: Step
+    decided: Step | None
     finish_reason: FinishReason | None
     top: tuple[tuple[int, float], ...] = ()
+    error: NumericError | None = None
+
+    @property
+    def step(self) -> Step:
+        """What was decided. Raises the `error` where nothing was."""
+        if self.decided is None:
+            raise self.error or NumericError("no token was decided")
+        return self.decided
 
 
 @dataclass(eq=False)

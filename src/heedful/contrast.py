@@ -15,6 +15,8 @@ from heedful.checks import finite
 from heedful.gate import Plausibility, check_gate
 from heedful.recipe import Recipe
 
+STRONGEST = 1e6  # beyond, what it multiplies could overflow float32
+
 
 @dataclass(frozen=True)
 class ContextAware:
@@ -23,14 +25,14 @@ class ContextAware:
     `strength` is γ ≥ 0; 0 is plain decoding. The same as classifier-free guidance on the prompt with scale 1 + γ.
     With a gate, a token that it makes likeliest is taken only where it is plausible. Sources: context-aware decoding,
     NAACL 2024, arXiv 2305.14739 (γ = 0.5); classifier-free guidance for language models, arXiv 2306.17806 (scale
-    1.5). Raises `OptionError` where γ is not a finite number of at least 0.
+    1.5). Raises `OptionError` where γ is not a number from 0 to 1e6.
     """
 
     strength: float = 0.5
     gate: Plausibility | None = None
 
     def __post_init__(self) -> None:
-        finite("strength", self.strength)
+        finite("strength", self.strength, high=STRONGEST)
         check_gate(self.gate)
 
     def hide(self, token_ids: Sequence[int], positions: Sequence[int], neutral_id: int) -> tuple[int, ...]:
@@ -57,14 +59,14 @@ class Anchoring:
 
     `strength` is ω ≥ 1; 1 is plain decoding. With a gate, a token that it makes likeliest is taken only where it is
     plausible. Source: selective prompt anchoring, ICML 2025, arXiv 2408.09121. Raises `OptionError` where ω is not a
-    finite number of at least 1.
+    number from 1 to 1e6.
     """
 
     strength: float = 1.5
     gate: Plausibility | None = None
 
     def __post_init__(self) -> None:
-        finite("strength", self.strength, low=1.0)
+        finite("strength", self.strength, low=1.0, high=STRONGEST)
         check_gate(self.gate)
 
     def hide(self, token_ids: Sequence[int], positions: Sequence[int], neutral_id: int) -> tuple[int, ...]:

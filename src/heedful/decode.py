@@ -6,6 +6,7 @@ the next step begins where this one ends (design §3). Works on token ids; text 
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 
@@ -14,7 +15,7 @@ import torch
 from heedful import ranking
 from heedful.answer import Answer, Emitted, FinishReason, Plan, Request, Work, capacity_for
 from heedful.engine import Chunk, Edit, Engine, Result, Row, Slots
-from heedful.errors import ContextLengthError, OptionError
+from heedful.errors import ContextLengthError, NumericError, OptionError
 from heedful.held import Held
 from heedful.recipe import Contrast, Recipe
 from heedful.sampling import draw
@@ -38,8 +39,8 @@ class Decoder:
     ) -> None:
         """`max_running`: answers at a time, where that is less than what the slots would hold.
 
-        `prefill_tokens`: prompt tokens a step reads at most; whoever is decoding waits for no more than that. (A
-        pooled SpotLight reads 2,048 all the same: its pieces may not depend on the decoder.)
+        `prefill_tokens`: prompt tokens a step reads at most; whoever is decoding waits for no more than that. (An
+        ungated pooled SpotLight reads 2,048 all the same: its pieces may not depend on the decoder.)
         `reuses_prefixes`: a prompt that begins as what a free slot still holds is not read again so far.
         """
         self.engine = engine
@@ -118,7 +119,8 @@ class Decoder:
                     self._running.remove(member)
                     self._free.append(member.slot)
                     if self._held is not None:
-                        stored = min(member.num_raw, self.slots.lengths[member.slot])
+                        is_sound = sequence.finish_reason != "error"
+                        stored = min(member.num_raw, self.slots.lengths[member.slot]) if is_sound else 0
                         self._held.keep(member.slot, member.token_ids[:stored])
             self._free.sort()
         elif sequence in self._waiting:
@@ -194,7 +196,7 @@ class Decoder:
         # The last prompt token is a row where it must be probed or steered, else simply the chunk's last.
         stop = len(prompt) if steerer is None else len(prompt) - 1
         take = min(stop - start, budget)
-        if steerer is not None and steerer.is_pooled:
+        if recipe is not None and steerer is not None and steerer.is_pooled and sequence.is_steered_always:
             # What is pooled over must not depend on who else is prefilled: cut by the prompt's own length only.
             take = min(stop - start, PREFILL_TOKENS)
             if take > budget and budget < self.prefill_tokens:
@@ -301,7 +303,9 @@ class Decoder:
                     steered[sequence] = sequence.request.process(sequence.token_ids, steered[sequence])
         self._measure(begun)
         for sequence in begun:
-            if sequence in steered:
+            if not math.isfinite(sequence.log_total) or not _is_finite(steered.get(sequence)):
+                self._fail(sequence, emitted)
+            elif sequence in steered:
                 self._begin_contrast(sequence, steered[sequence], emitted)
             else:
                 self._begin_step(sequence, emitted)
@@ -368,12 +372,16 @@ class Decoder:
             if sequence.request.process is not None:
                 steered[row] = sequence.request.process(sequence.token_ids, steered[row])
         tokens = steered.argmax(-1)
+        are_finite = steered.gather(1, tokens[:, None])[:, 0].isfinite().tolist()  # NaN counts as the largest
         log_p = torch.stack([s.raw[t] for s, t in zip(owners, tokens, strict=True)])
         chosen, log_ps = tokens.tolist(), log_p.tolist()
         at = 0
         for item in trials:
             rows = range(at, at + len(item.steered_at))
             at = rows.stop
+            if not all(are_finite[row] for row in rows):
+                self._fail(item.sequence, emitted)
+                continue
             p = torch.tensor([log_ps[r] for r in rows]).sub(item.sequence.log_total).exp().tolist()
             self._settle_trial(item, [chosen[r] for r in rows], p, steered[rows.start : rows.stop], emitted, ready)
 
@@ -436,9 +444,22 @@ class Decoder:
             self._release(sequence)
         emitted.append(Emitted(sequence, step, sequence.finish_reason, self._likeliest(sequence)))
 
+    def _fail(self, sequence: Answer, emitted: list[Emitted]) -> None:
+        """Ends a sequence whose logits are not finite; the others go on."""
+        method = "" if sequence.request.recipe is None else "; steer it less strongly"
+        error = NumericError(f"the logits of token {sequence.num_generated + 1} of the answer are not finite{method}")
+        sequence.finish_reason = "error"
+        self._release(sequence)
+        emitted.append(Emitted(sequence, None, "error", error=error))
+
     def _likeliest(self, sequence: Answer) -> tuple[tuple[int, float], ...]:
         count = min(sequence.request.num_top, sequence.raw.shape[-1])
         if not count:
             return ()
         values, tokens = sequence.raw.topk(count)
         return tuple(zip(tokens.tolist(), (values - sequence.log_total).tolist(), strict=True))
+
+
+def _is_finite(logits: torch.Tensor | None) -> bool:
+    """Whether a token can be chosen by `logits (vocab,)`: the largest, which any NaN would be, is finite."""
+    return logits is None or math.isfinite(float(logits.max()))

@@ -32,6 +32,10 @@ class ContextLengthError(HeedfulError):
     """The prompt, or the prompt and the new tokens, are longer than the model's context."""
 
 
+class NumericError(HeedfulError):
+    """The model's numbers are not finite for one answer, so that no next token can be told."""
+
+
 class ModelError(HeedfulError):
     """A model cannot be found, fetched, verified or read."""
 

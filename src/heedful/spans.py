@@ -7,7 +7,6 @@ on one text, and on the character offsets of tokens over one text.
 import heapq
 import math
 import re
-import sys
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from heedful.errors import OptionError, SpanError
 _TAG = re.compile(r"<(?P<slash>/?)heed(?=[\s/>]|\Z)(?P<attributes>[^<>]*)(?P<end>>?)", re.IGNORECASE)
 _WEIGHT = re.compile(r"""weight\s*=\s*(?:"([^"]*)"|'([^']*)'|([^\s"'=/]+))""", re.IGNORECASE)
 _LONGEST_COMPARED = 120  # characters of a needle that `nearest` looks at
+MAX_WEIGHT = 1e6  # beyond, what it multiplies could overflow float32
 _MOST_PLACES = 50_000  # in a text where it looks first: a refusal must not take long
 
 
@@ -26,7 +26,7 @@ class Span:
     """The characters `start` … `end - 1` of one message's content, to be heeded with `weight`.
 
     `message` is that message's index; None means the only message or, of several, the last one of the user.
-    Raises SpanError for a range that is no range, OptionError for a weight that is negative or not finite.
+    Raises SpanError for a range that is no range, OptionError for a weight that is no number from 0 to 1e6.
     """
 
     start: int
@@ -44,7 +44,7 @@ class Span:
         if self.message is not None and not (_is_whole(self.message) and self.message >= 0):
             raise SpanError(f"a span's message is an index from 0, not {self.message!r}")
         if not _is_weight(self.weight):
-            raise OptionError(f"a span's weight is a finite number of at least 0, not {self.weight!r}")
+            raise OptionError(f"a span's weight is a number from 0 to {MAX_WEIGHT:g}, not {self.weight!r}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +60,7 @@ class TokenSpan:
         if any(a >= b for a, b in zip((-1, *self.positions), self.positions, strict=False)):
             raise SpanError(f"token positions must rise from 0 or more: {excerpt(str(self.positions))}")
         if not all(map(_is_weight, self.weights)):
-            raise OptionError(f"token weights are finite numbers of at least 0: {excerpt(str(self.weights))}")
+            raise OptionError(f"token weights are numbers from 0 to {MAX_WEIGHT:g}: {excerpt(str(self.weights))}")
 
     def __len__(self) -> int:
         return len(self.positions)
@@ -179,7 +179,7 @@ def _tag_weight(text: str, tag: re.Match[str]) -> float:
     except ValueError:
         weight = math.nan
     if not _is_weight(weight):
-        raise SpanError(f"a weight is a finite number of at least 0: {_around(text, tag.start())}")
+        raise SpanError(f"a weight is a number from 0 to {MAX_WEIGHT:g}: {_around(text, tag.start())}")
     return weight
 
 
@@ -209,4 +209,4 @@ def _is_whole(value: object) -> bool:
 
 
 def _is_weight(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= sys.float_info.max
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= MAX_WEIGHT

@@ -94,8 +94,11 @@ class Engine:
         """Computes `rows` and stores `chunks`; a row's key is kept only if its column is committed afterwards."""
         for chunk in chunks:
             slots.lengths[chunk.slot] = chunk.start + len(chunk.tokens)
+            slots.note(chunk.slot, slots.lengths[chunk.slot])
         chunk_groups, count = _chunk_groups(slots, chunks)
         row_groups, order, columns = _row_groups(slots, rows, count)
+        for row, column in zip(rows, columns, strict=True):
+            slots.note(row.slot, column + 1)
         tokens = [token for chunk in chunks for token in chunk.tokens] + [rows[i].token for i in order]
         positions = [chunk.start + i for chunk in chunks for i in range(len(chunk.tokens))]
         positions += [rows[i].position for i in order]

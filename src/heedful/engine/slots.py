@@ -33,6 +33,7 @@ class Slots:
         self.num_slots, self.capacity = num_slots, capacity
         self.lengths = [0] * num_slots
         self.prompts = [0] * num_slots
+        self.written = [0] * num_slots  # columns that were ever written since they were zeros
         self.spans: list[tuple[int, int]] = [(0, 0)] * num_slots
         self.weights = torch.zeros(num_slots, capacity)
         self.keys: list[torch.Tensor] = [torch.empty(0)] * len(shapes)
@@ -60,8 +61,12 @@ class Slots:
     ) -> None:
         """Makes `slot` ready for a prompt of `num_tokens` tokens whose span is `positions`, with a weight each.
 
-        It is empty then, but for the first `kept` tokens that it holds.
+        It is empty then, but for the first `kept` tokens that it holds: the rest are zeros. What was written there
+        may have been NaN, and a masked column would hand it on.
         """
+        for block in self._blocks:
+            block[:, slot, :, kept : self.written[slot]] = 0.0
+        self.written[slot] = kept
         self.lengths[slot], self.prompts[slot] = kept, num_tokens
         self.set_span(slot, positions, weights)
 
@@ -69,6 +74,8 @@ class Slots:
         """Copies the keys and values of `other`, of the same model and no larger, into the first slots and columns."""
         for mine, theirs in zip(self._blocks, other._blocks, strict=True):
             mine[:, : other.num_slots, :, : other.capacity] = theirs
+        for slot, written in enumerate(other.written):
+            self.written[slot] = max(self.written[slot], written)
 
     def set_span(self, slot: int, positions: Sequence[int], weights: Sequence[float]) -> None:
         """Makes `positions` the span of `slot`; what is stored stays."""
@@ -76,6 +83,10 @@ class Slots:
         self.spans[slot] = (min(positions), max(positions) + 1) if positions else (0, 0)
         if positions:
             self.weights[slot, torch.tensor(positions)] = torch.tensor(weights, dtype=torch.float32)
+
+    def note(self, slot: int, stop: int) -> None:
+        """Columns below `stop` are about to be written."""
+        self.written[slot] = max(self.written[slot], stop)
 
     def commit(self, slot: int, column: int) -> None:
         """Makes the scratch `column` the slot's next stored token."""

@@ -25,6 +25,19 @@ class FairQueue(Generic[Item]):
         """Puts `item` at the end of its owner's line; a new owner's turn is the last."""
         self._lines.setdefault(owner, deque()).append(item)
 
+    def crowded_out(self, owner: str, num_new: int) -> int:
+        """How many items of others could go before any of them has fewer than `owner` with `num_new` more."""
+        share = len(self._lines.get(owner, ())) + num_new
+        return sum(max(0, len(line) - share) for other, line in self._lines.items() if other != owner)
+
+    def crowd_out(self) -> Item:
+        """Takes the last item of the longest line. Raises `ValueError` where nobody waits."""
+        owner = max(self._lines, key=lambda owner: len(self._lines[owner]))
+        item = self._lines[owner].pop()
+        if not self._lines[owner]:
+            del self._lines[owner]
+        return item
+
     def peek(self) -> Item:
         """Whose turn it is. Raises `IndexError` where nobody waits."""
         for line in self._lines.values():

@@ -6,11 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from heedful.displacement import Displaced
 from heedful.errors import OptionError, SpanError
 from heedful.generate import LM
 from heedful.methods import from_settings, method_by_name, read_spec
 from heedful.prompt import EncodedPrompt, Instructions, Messages
-from heedful.recipe import Method
+from heedful.recipe import Method, ModelShape, recipe_of
 from heedful.serve.schemas import Heedful
 from heedful.steerers import Pasta
 
@@ -25,20 +26,26 @@ class Marked:
 
 @dataclass(frozen=True)
 class Default:
-    """A method by name and options, so that a request may change its strength; profiles are read once, at start."""
+    """A method by name and options, so that a request may change its strength; profiles are read once, at start.
+
+    `profiled`: the model that the profile was made for.
+    """
 
     name: str
     options: Mapping[str, Any]
+    profiled: ModelShape | None = None
 
     @classmethod
     def of(cls, spec: str) -> Default:
-        """Reads what the operator wrote. Raises `OptionError` where it is no method."""
+        """Reads what the operator wrote. Raises `OptionError` where it is no method, or one that cannot be served."""
         name, options = read_spec(from_settings(spec))
         method = method_by_name(name, options)
-        if "profile" in options and isinstance(method, Pasta):
-            options = {key: value for key, value in options.items() if key != "profile"}
-            options["heads"] = dict(method.heads)
-        return cls(name, options)
+        _refuse_pooled(method)
+        inner = method.method if isinstance(method, Displaced) else method
+        if "profile" not in options or not isinstance(inner, Pasta):
+            return cls(name, options)
+        kept = {key: value for key, value in options.items() if key != "profile"}
+        return cls(name, {**kept, "heads": dict(inner.heads)}, inner.profiled)
 
     def method(self, asked: Heedful | None) -> Method | None:
         """The method of a request. Raises `OptionError` for what is no method, or would read a file."""
@@ -51,11 +58,32 @@ class Default:
             more = {"strength": asked.strength, "threshold": asked.threshold}
             options |= {key: value for key, value in more.items() if value is not None}
         try:
-            return method_by_name(name, options)
+            method = method_by_name(name, options)
         except (TypeError, ValueError) as error:
             if isinstance(error, OptionError):
                 raise
             raise OptionError(f"{name} cannot be made of these options: {error}") from error
+        _refuse_pooled(method)
+        is_default = asked is None or asked.method is None
+        return _profiled(method, self.profiled) if is_default else method
+
+
+def _profiled(method: Method | None, model: ModelShape | None) -> Method | None:
+    """`method`, which knows again what model its profile was made for."""
+    if isinstance(method, Displaced):
+        inner = _profiled(method.method, model)
+        return method if inner is None else replace(method, method=inner)
+    return replace(method, profiled=model) if isinstance(method, Pasta) else method
+
+
+def _refuse_pooled(method: Method | None) -> None:
+    """Raises `OptionError` for what must read a prompt in larger pieces than other streams could wait for."""
+    recipe = recipe_of(method)
+    if recipe is not None and recipe.steerer is not None and recipe.steerer.is_pooled and recipe.gate is None:
+        raise OptionError(
+            "pooled SpotLight reads a prompt in pieces that would hold up all other answers; "
+            "ask for spotlight-gated:pooled=true, or leave pooled out"
+        )
 
 
 def mark(lm: LM, messages: Messages, asked: Heedful | None, default: Default, heed: str) -> Marked:

@@ -11,7 +11,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
-from heedful.errors import ContextLengthError, HeedfulError, OptionError, SpanError
+from heedful.errors import ContextLengthError, HeedfulError, NumericError, OptionError, SpanError
 from heedful.serve.protocol import BusyError, EngineError, StoppingError
 from heedful.spans import excerpt
 
@@ -71,6 +71,8 @@ def problem_of(error: Exception) -> Problem:
         return Problem(503, message, "server_error", "shutting_down", headers={"retry-after": "5"})
     if isinstance(error, TimeLimitError):
         return Problem(504, message, "server_error", "time_limit", headers=NO_RETRY)
+    if isinstance(error, NumericError):
+        return Problem(500, message, "server_error", "not_finite", headers=NO_RETRY)
     if isinstance(error, EngineError):
         return Problem(500, message, "server_error", "engine_failed")
     if isinstance(error, HeedfulError):

@@ -86,7 +86,10 @@ class Status:
 
 
 class TokenStream(Protocol):
-    """The tokens of one request, as they are decided. Iterating raises `EngineError` or `StoppingError`."""
+    """The tokens of one request, as they are decided. Iterating raises the `HeedfulError` that ended it.
+
+    `BusyError`: it waited in a full queue, and gave way to an owner who had fewer requests there.
+    """
 
     def __aiter__(self) -> AsyncIterator[Token]:
         """Itself: a stream is read once."""
@@ -111,8 +114,8 @@ class Engine(Protocol):
         Raises `BusyError`, `StoppingError`, `EngineError`, or the `HeedfulError` that says what is wrong with it.
         """
 
-    def refuse_if_busy(self, num_requests: int = 1) -> None:
-        """Raises what `submit` would if the next `num_requests` requests cannot be taken."""
+    def refuse_if_busy(self, num_requests: int = 1, owner: str = "") -> None:
+        """Raises what `submit` would if the next `num_requests` requests of `owner` cannot be taken."""
 
     def status(self) -> Status:
         """What it is doing now."""

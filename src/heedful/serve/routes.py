@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from typing import Any
@@ -21,6 +22,7 @@ from heedful.serve.service import Asked, Service
 CLIENT_LEFT = 499
 STARTED = 0
 
+log = logging.getLogger("heedful.serve")
 router = APIRouter()
 ERROR = {
     "description": "OpenAI's error object.",
@@ -137,13 +139,15 @@ async def _events(asked: Asked, wants_usage: bool) -> AsyncIterator[str]:
             async for piece in pieces:
                 if piece.text or piece.finish_reason or piece.logprob is not None or envelope.wants_trace:
                     yield _event(envelope.chunk(piece, generation.choices[piece.index]))
-    except HeedfulError as error:
+        if wants_usage:
+            yield _event(envelope.last(generation.choices))
+    except Exception as error:
+        if not isinstance(error, HeedfulError):
+            log.error("a stream failed", exc_info=error)
         yield _event(problem_of(error).body)
         return
-    if wants_usage:
-        yield _event(envelope.last(generation.choices))
     yield "data: [DONE]\n\n"
 
 
 def _event(data: dict[str, Any]) -> str:
-    return f"data: {json.dumps(data, ensure_ascii=False)}\n\n"
+    return f"data: {json.dumps(data, ensure_ascii=False, allow_nan=False)}\n\n"

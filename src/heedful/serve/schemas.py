@@ -45,6 +45,7 @@ IN_MESSAGES: dict[str, tuple[Any, ...]] = {
     "tool_calls": ([],),
 }
 Texts = Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1, max_length=64)]
+MAX_FIELDS = 64  # of one object: no object has as many, and each unknown one is an error of its own
 StopText = Annotated[str, Field(min_length=1, max_length=256)]
 
 
@@ -65,6 +66,13 @@ def _without_nothing(values: Any, known: dict[str, tuple[Any, ...]]) -> Any:
 
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _few(cls, values: Any) -> Any:
+        if isinstance(values, dict) and len(values) > MAX_FIELDS:
+            raise _wrong(f"{len(values)} fields, unknown ones among them; at most {MAX_FIELDS} are read")
+        return values
 
 
 class _Optional(_Strict):
@@ -106,7 +114,7 @@ class Message(_Strict):
     """One message. Text between `<heed>` and `</heed>` is heeded; the tags are taken out."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[TextPart]
+    content: str | Annotated[list[TextPart], Field(max_length=256, fail_fast=True)]
 
     @model_validator(mode="before")
     @classmethod
@@ -170,7 +178,7 @@ class _Request(_Strict):
 class ChatRequest(_Request):
     """A body of `POST /v1/chat/completions`."""
 
-    messages: list[Message] = Field(min_length=1, max_length=4096)
+    messages: list[Message] = Field(min_length=1, max_length=4096, fail_fast=True)
     max_tokens: int | None = Field(None, ge=1, le=2**31)
     max_completion_tokens: int | None = Field(None, ge=1, le=2**31)
     logprobs: bool = False

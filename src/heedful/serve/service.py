@@ -12,17 +12,21 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
+from heedful.errors import ContextLengthError, OptionError
 from heedful.generate import LM
+from heedful.recipe import Method
 from heedful.sampling import Sampling
 from heedful.serve.choice import Choice
 from heedful.serve.config import Config
 from heedful.serve.generation import Generation
 from heedful.serve.marking import Default, Marked, as_messages, mark, with_seed
 from heedful.serve.metrics import Metrics
-from heedful.serve.problems import RequestError
+from heedful.serve.problems import RequestError, TimeLimitError
 from heedful.serve.protocol import Engine, Settings, TokenStream
 from heedful.serve.replies import Envelope
 from heedful.serve.schemas import ChatRequest, CompletionRequest
+
+MARKUP = 40  # characters that a token may have around it which are no part of it: tags that mark it
 
 
 @dataclass(frozen=True)
@@ -43,8 +47,17 @@ class Service:
         self.default = Default.of(config.method)
         method = self.default.method(None)
         if method is not None:
-            method.recipe().check(lm.engine.shape)
+            self._check_default(method)
         self._encoder = ThreadPoolExecutor(1, "heedful-encoder")
+        self._num_encoding = 0  # answers whose prompts are being encoded, or wait for it
+        longest = max(map(len, lm.tokenizer.get_vocab()))
+        self._most_characters = engine.context_length * (longest + MARKUP) + MARKUP
+
+    def _check_default(self, method: Method) -> None:
+        recipe = method.recipe()
+        recipe.check(self.lm.engine.shape)
+        if recipe.contrast is not None and self.engine.status().num_slots < 2:
+            raise OptionError("the method needs two slots for each answer, and there is one: --max-batch 2 or more")
 
     async def chat(self, request: ChatRequest, owner: str | None) -> Asked:
         """Starts a chat answer. Raises the `HeedfulError` that says why it cannot be had."""
@@ -59,10 +72,10 @@ class Service:
     ) -> Asked:
         begun = time.monotonic()
         self._check(request, len(prompts) * request.n)
-        self.engine.refuse_if_busy(len(prompts) * request.n)
-        loop = asyncio.get_running_loop()
-        marked = await loop.run_in_executor(self._encoder, self._mark, prompts, request)
-        streams = self._submit(request, marked, owner or f"user {request.user or ''}")
+        owner = owner or f"user {request.user or ''}"
+        self.engine.refuse_if_busy(len(prompts) * request.n + self._num_encoding, owner)
+        marked = await self._encode(prompts, request)
+        streams = self._submit(request, marked, owner)
         choices = [
             Choice(index, self.lm.tokenizer, request.stops, request.num_top is not None)
             for index in range(len(streams))
@@ -73,6 +86,31 @@ class Service:
             Generation(choices, streams, self.config.seconds, self.metrics, begun),
             Envelope(request.model, is_chat, num_prompt_tokens, request.n, marked[0].method, request.wants_trace),
         )
+
+    async def _encode(self, prompts: Sequence[Any], request: ChatRequest | CompletionRequest) -> list[Marked]:
+        """Off the loop; counts as a part of the queue, and against the time limit."""
+        num_answers = len(prompts) * request.n
+        for prompt in prompts:
+            self._refuse_if_long(prompt)
+        loop = asyncio.get_running_loop()
+        self._num_encoding += num_answers
+        try:
+            work = loop.run_in_executor(self._encoder, self._mark, prompts, request)
+            return await asyncio.wait_for(work, self.config.seconds)
+        except asyncio.TimeoutError:
+            message = f"the request took longer than {self.config.seconds:g} s; its prompt was not read yet"
+            raise TimeLimitError(message) from None
+        finally:
+            self._num_encoding -= num_answers
+
+    def _refuse_if_long(self, prompt: str | list[dict[str, str]]) -> None:
+        """Raises `ContextLengthError` for what could not fit if each token were the longest, tags around each."""
+        texts = [prompt] if isinstance(prompt, str) else [message["content"] for message in prompt]
+        size = sum(map(len, texts))
+        if size > self._most_characters:
+            raise ContextLengthError(
+                f"the prompt has {size} characters, but this server holds {self.engine.context_length} tokens"
+            )
 
     def _check(self, request: ChatRequest | CompletionRequest, num_choices: int) -> None:
         if request.model != self.config.model_name:
@@ -97,7 +135,7 @@ class Service:
         sampling = Sampling(request.temperature, 0, request.top_p, request.seed)
         streams: list[TokenStream] = []
         try:
-            self.engine.refuse_if_busy(len(marked) * request.n)
+            self.engine.refuse_if_busy(len(marked) * request.n, owner)
             for number in range(len(marked) * request.n):
                 one, choice = marked[number // request.n], number % request.n
                 settings = Settings(

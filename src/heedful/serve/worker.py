@@ -133,29 +133,41 @@ class TransformersEngine:
         self._decoder.check(request)
         ticket = Ticket(self, replace(request, num_top=settings.num_top), settings.owner)
         with self._wake:
-            self._refuse_if_busy(1)
+            num_over = self._refuse_if_busy(1, settings.owner)
+            given_way = [self._waiting.crowd_out() for _ in range(num_over)]
             self._waiting.push(settings.owner, ticket)
             self._wake.notify()
+        gone = BusyError("the queue is full, and others have waited with fewer requests; retry in 1 s", 1)
+        _send([(one, gone) for one in given_way])
         return ticket
 
-    def refuse_if_busy(self, num_requests: int = 1) -> None:
+    def refuse_if_busy(self, num_requests: int = 1, owner: str = "") -> None:
         """Raises what `submit` would; see `protocol.Engine.refuse_if_busy`."""
         with self._wake:
-            self._refuse_if_busy(num_requests)
+            self._refuse_if_busy(num_requests, owner)
 
-    def _refuse_if_busy(self, num_requests: int) -> None:
+    def _refuse_if_busy(self, num_requests: int, owner: str) -> int:
+        """How many that wait must give way to them."""
+        self._look_after_thread()
         if self._state == "failed":
             raise EngineError(f"the engine is out of order after {self._num_failures} failures; restart the server")
         if self._state in ("draining", "stopped"):
             raise StoppingError("the server is shutting down")
         running, limits = len(self._running), self._limits
         most = limits.max_running + limits.max_queue
-        if running + len(self._waiting) + num_requests > most:
+        num_over = max(0, running + len(self._waiting) + num_requests - most)
+        if num_over > self._waiting.crowded_out(owner, num_requests):
             rounds = (running + len(self._waiting)) / limits.max_running
             wait = min(LONGEST_RETRY_AFTER, max(1, math.ceil(self._mean_seconds * rounds)))
             raise BusyError(
                 f"{running} requests run and {len(self._waiting)} wait, {most} are the most; retry in {wait} s", wait
             )
+        return num_over
+
+    def _look_after_thread(self) -> None:
+        """Says so where the thread has ended and nobody asked for it."""
+        if self._thread.ident is not None and not self._thread.is_alive() and self._state != "stopped":
+            self._state = "failed"
 
     def cancel(self, ticket: Ticket) -> None:
         """Takes a ticket out before the next step."""
@@ -166,6 +178,7 @@ class TransformersEngine:
     def status(self) -> Status:
         """What it is doing now."""
         with self._wake:
+            self._look_after_thread()
             return Status(
                 state=self._state,
                 num_running=len(self._running),
@@ -195,15 +208,26 @@ class TransformersEngine:
     # The engine's thread
 
     def _run(self) -> None:
-        while self._state not in ("stopped", "failed"):
-            try:
-                self._prepare()
-                emitted = self._decoder.step()
-            except Exception as error:
-                self._fail(error)
-            else:
-                self._succeed(emitted)
-        self._end_all(StoppingError("the server shut down before the answer was finished"))
+        try:
+            while self._state not in ("stopped", "failed"):
+                self._work()
+        except BaseException as error:  # nothing may end the thread unheard: those that wait would wait for ever
+            log.critical("the engine's thread failed", exc_info=error)
+            with self._wake:
+                self._state, self._failure = "failed", type(error).__name__
+                self._num_failures += 1
+            self._end_all(EngineError(f"the engine failed ({type(error).__name__})"))
+        else:
+            self._end_all(StoppingError("the server shut down before the answer was finished"))
+
+    def _work(self) -> None:
+        try:
+            self._prepare()
+            emitted = self._decoder.step()
+        except Exception as error:
+            self._fail(error)
+        else:
+            self._succeed(emitted)
 
     def _prepare(self) -> None:
         """Waits for work; lets requests leave and join."""
@@ -234,7 +258,7 @@ class TransformersEngine:
                 self._state = "ok"
             for one in emitted:
                 ticket = self._running[one.answer]
-                messages.append((ticket, _token(one)))
+                messages.append((ticket, one.error or _token(one)))
                 if one.finish_reason is not None:
                     del self._running[one.answer]
                     self._mean_seconds += 0.1 * (time.monotonic() - ticket.begun - self._mean_seconds)
@@ -260,7 +284,6 @@ class TransformersEngine:
         with self._wake:
             ended = [*self._running.values(), *self._waiting.clear()]
             self._running.clear()
-        self._decoder.reset()
         _send([(ticket, reason) for ticket in ended])
 
 
