@@ -118,7 +118,12 @@ def test_interrupt() -> None:
     code = "from heedful.cli import main; main()"
     command = [sys.executable, "-u", "-c", code, "generate", "Tell a long story.", "--method", "none", "-n", "4000"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment) as process:
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background inherits "ignored"
+    try:
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    with process:
         assert process.stdout is not None
         first = process.stdout.read(1)
         time.sleep(0.3)

@@ -229,6 +229,25 @@ def test_a_method_that_does_not_fit_is_refused_before_anything_is_written(
     assert not list(tmp_path.iterdir())
 
 
+class Poison(heedful.KeyScaling):
+    """Overflows, as too strong a steerer may."""
+
+    def edit(self, scores: Any, span: Any, layer: int) -> None:
+        scores[span.active.expand_as(scores)] = torch.nan
+
+
+def test_an_overflow_fails_its_row_alone(lm: heedful.LM, file: Path, tmp_path: Path) -> None:
+    made = plan(file, tmp_path, "none", max_new_tokens=3)
+    run.run(lm, replace(made, methods={"poison": Poison(), "none": None}))
+    (found,) = runs.read(tmp_path)
+    assert all("not finite" in record["failed"] for record in found.records["poison"].values())
+    assert not any("failed" in record for record in found.records["none"].values())
+    jobs = [heedful.Job("A <heed>b</heed> c", None, method, 3) for method in (None, Poison(), None)]
+    told = dict(lm.results(jobs))
+    assert isinstance(told[1], heedful.NumericError)
+    assert told[0] == told[2] or told[0].text == told[2].text
+
+
 def test_going_on_elsewhere_names_both(lm: heedful.LM, file: Path, tmp_path: Path) -> None:
     run.run(lm, plan(file, tmp_path, "none", max_new_tokens=2))
     path = tmp_path / "gsm8k-format" / "run.json"

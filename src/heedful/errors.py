@@ -33,7 +33,12 @@ class ContextLengthError(HeedfulError):
 
 
 class NumericError(HeedfulError):
-    """The model's numbers are not finite for one answer, so that no next token can be told."""
+    """The model's numbers are not finite for one answer, so that no next token can be told.
+
+    `index`: which of the jobs of a batch it is.
+    """
+
+    index: int | None = None
 
 
 class ModelError(HeedfulError):

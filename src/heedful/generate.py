@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -15,7 +15,7 @@ from heedful.decode import Decoder
 from heedful.detection import Detection
 from heedful.directer import Directer
 from heedful.engine import Engine
-from heedful.errors import ContextLengthError, HeedfulError, ModelError, OptionError, SpanError
+from heedful.errors import ContextLengthError, HeedfulError, ModelError, NumericError, OptionError, SpanError
 from heedful.extraction import copied_out
 from heedful.models import resolve
 from heedful.prompt import AUTO_BY_MODEL, EncodedPrompt, Instructions, Messages, encode, is_auto
@@ -131,6 +131,31 @@ class LM:
             if event.result is not None:
                 results[event.index] = event.result
         return [results[index] for index in range(len(jobs))]
+
+    def results(
+        self,
+        jobs: Sequence[Job],
+        *,
+        num_slots: int = 16,
+        watch: Callable[[Iterator[Event]], Iterator[Event]] = lambda events: events,
+    ) -> Iterator[tuple[int, Result | NumericError]]:
+        """Each job's index and result as it comes, or the error for which it has none; such a one ends no other.
+
+        `watch` is handed the events on their way.
+        """
+        waiting = dict(enumerate(jobs))
+        while waiting:
+            order = list(waiting)
+            try:
+                for event in watch(self.stream_batch([waiting[at] for at in order], num_slots=num_slots)):
+                    if event.result is not None:
+                        del waiting[order[event.index]]
+                        yield order[event.index], event.result
+            except NumericError as error:  # those that ran beside it are begun anew
+                if error.index is None:
+                    raise
+                del waiting[order[error.index]]
+                yield order[error.index], error
 
     def stream_batch(self, jobs: Sequence[Job | Messages], *, num_slots: int = 16) -> Iterator[Event]:
         """Events of all `jobs` as they come; `Event.index` tells whose."""
@@ -261,6 +286,9 @@ def events(decoder: Decoder, answers: Sequence[Answering]) -> Iterator[Event]:
     while not decoder.is_idle:
         for emitted in decoder.step():
             answer = waiting[emitted.answer]
+            if emitted.error is not None:
+                emitted.error.index = answer.index
+                raise emitted.error
             if answer.result is None:
                 yield answer.take(emitted, decoder)
 

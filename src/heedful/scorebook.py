@@ -94,9 +94,10 @@ class Scorebook(Generic[Candidate]):
                     file.flush()
                     report(len(self.scores))
 
-    def _judged(self, row: Record, text: str) -> float:
+    def _judged(self, row: Record, text: str | None) -> float:
+        """The metric of an answer; 0 where steering made the model's numbers overflow, so that there is none."""
         try:
-            return self.metric(row, text)
+            return 0.0 if text is None else self.metric(row, text)
         except Exception as error:  # checkers raise anything, and neither 0 nor a traceback is an answer
             raise DataError(
                 f"the metric fails on an answer to line {row.number} of {row.path}: {error!r}; "
@@ -106,10 +107,9 @@ class Scorebook(Generic[Candidate]):
     def _entry(self, task: tuple[Candidate, int]) -> dict[str, Any]:
         return {**self.columns_of(task[0]), "row": task[1], "score": self.scores[task]}
 
-    def _answers(self, jobs: list[Job], batch: int) -> Iterator[tuple[int, str]]:
-        for event in self.lm.stream_batch(jobs, num_slots=batch):
-            if event.result is not None:
-                yield event.index, event.result.text
+    def _answers(self, jobs: list[Job], batch: int) -> Iterator[tuple[int, str | None]]:
+        for index, result in self.lm.results(jobs, num_slots=batch):
+            yield index, None if isinstance(result, HeedfulError) else result.text
 
     def _job(self, candidate: Candidate, row: int) -> Job:
         prompt, instructions = self.rows[row].prompt

@@ -182,9 +182,11 @@ def _answers(
             continue
         asked.append(example)
         jobs.append(job)
-    for event in clock.timed(lm.stream_batch(jobs, num_slots=plan.batch)):
-        if event.result is not None:
-            yield _record(lm, plan.task, asked[event.index], event.result)
+    for index, result in lm.results(jobs, num_slots=plan.batch, watch=clock.timed):
+        if isinstance(result, HeedfulError):
+            yield _failed(plan.task, asked[index], str(result))
+        else:
+            yield _record(lm, plan.task, asked[index], result)
 
 
 def _job(lm: LM, plan: Plan, variant: Variant, example: Example) -> Job:
