@@ -81,3 +81,25 @@ def test_importing_changes_nothing() -> None:
         "assert not {'fastapi', 'gradio', 'vllm', 'ray', 'lm_eval', 'inspect_ai'} & set(sys.modules)\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+EXTRAS = [
+    *("scipy", "lm_eval", "matplotlib", "openai", "datasets", "nltk", "langdetect", "syllapy"),
+    *("fastapi", "uvicorn", "starlette", "prometheus_client", "pydantic", "inspect_ai", "torchao"),
+]
+
+
+def test_the_command_needs_no_extra() -> None:
+    """Whoever has installed heedful alone can run it: the modules of extras are imported when they are used."""
+    code = (
+        "import builtins\n"
+        f"extras = {EXTRAS!r}\n"
+        "real = builtins.__import__\n"
+        "def guarded(name, globals=None, *more):\n"
+        "    if str((globals or {}).get('__name__')).startswith('heedful') and name.split('.')[0] in extras:\n"
+        "        raise ImportError(name)\n"
+        "    return real(name, globals, *more)\n"
+        "builtins.__import__ = guarded\n"
+        "import heedful.cli\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

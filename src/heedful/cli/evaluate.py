@@ -93,7 +93,13 @@ def run_tasks(
         TASKS[name].check()
         plans.append(run.Plan(TASKS[name], found, named, out, batch, max_new_tokens, failed, sampling, seeds, spans))
     judging = judge.opened(judge_url, judge_model, given, plans[0].variants)
-    lm = options.load_quietly(model, device, dtype)
+    _run_all(console, options.load_quietly(model, device, dtype), plans, judging, resume)
+    print(report.write(out, runs.gather(runs.read(out))))
+
+
+def _run_all(console: Console, lm: Any, plans: list[Any], judging: Any, resume: bool) -> None:
+    from heedful.eval import run
+
     for plan in plans:  # before the first answer: one that is refused later would end hours of work
         run.checked(lm, plan, resume=resume)
     for plan in plans:
@@ -101,8 +107,7 @@ def run_tasks(
     for plan in plans:
         _run_one(console, lm, plan)
         if judging is not None:
-            judge.judge_folder(out / plan.task.name, judging)
-    print(report.write(out, runs.gather(runs.read(out))))
+            judge.judge_folder(plan.out / plan.task.name, judging)
 
 
 def _run_one(console: Console, lm: Any, plan: Any) -> None:

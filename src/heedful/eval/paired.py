@@ -8,7 +8,8 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
-from scipy.stats import binomtest
+
+from heedful.errors import OptionError
 
 BASELINE = "none"
 """The method that all others are compared with."""
@@ -83,6 +84,10 @@ def paired(points: Points, baseline: Points) -> Paired:
 
 def mcnemar(fixed: int, broken: int) -> float:
     """Two-sided exact p-value: that as lopsided a split of `fixed + broken` changes comes from a fair coin."""
+    try:
+        from scipy.stats import binomtest
+    except ImportError as error:
+        raise OptionError(f"exact tests need the eval extra: pip install 'heedful[eval]' ({error})") from error
     return float(binomtest(fixed, fixed + broken).pvalue) if fixed + broken else 1.0
 
 
