@@ -67,9 +67,12 @@ class KeyScaling(_Plain):
         scores[..., span.start : span.stop] *= factor
 
     def _factor(self, span: SpanView) -> torch.Tensor:
+        return torch.where(span.active & (span.weights > 0), self.factors(span.weights), 1.0)
+
+    def factors(self, weights: torch.Tensor) -> torch.Tensor:
+        """What the scores, or the stored keys, of span tokens with these `weights` are multiplied by; float32."""
         # At most 1e30: float32 overflows at 3e38, and scores reach thousands.
-        factor = (self.strength ** span.weights.cpu().double()).clamp_(max=1e30).float().to(span.weights.device)
-        return torch.where(span.active & (span.weights > 0), factor, 1.0)
+        return (self.strength ** weights.cpu().double()).clamp_(max=1e30).float().to(weights.device)
 
     def recipe(self) -> Recipe:
         """Static steering, or gated where a gate is given."""

@@ -1,0 +1,58 @@
+"""vLLM's attention backend, which hands the rows of a steered pass to it; every other pass is vLLM's own.
+
+Only this module subclasses vLLM's attention.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend, CPUAttentionBackendImpl
+
+from heedful.vllm.host import HOST
+
+
+class SteeredImpl(CPUAttentionBackendImpl):
+    """vLLM's CPU attention; inside a steered pass, candidate after candidate."""
+
+    def attend(
+        self,
+        layer: Any,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        kv_cache: torch.Tensor,
+        attn_metadata: Any,
+        output: torch.Tensor,
+    ) -> None:
+        """vLLM's own kernel."""
+        super().forward(layer, query, key, value, kv_cache, attn_metadata, output)
+
+    def forward(
+        self,
+        layer: Any,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        kv_cache: torch.Tensor,
+        attn_metadata: Any,
+        output: torch.Tensor,
+        *more: Any,
+        **named: Any,
+    ) -> torch.Tensor:
+        """Fills and returns `output`, as vLLM's does."""
+        current = HOST.current
+        if current is None:
+            return super().forward(layer, query, key, value, kv_cache, attn_metadata, output, *more, **named)
+        current.attend(self, layer, HOST.index[layer.layer_name], query, key, value, kv_cache, output)
+        return output
+
+
+class SteeredBackend(CPUAttentionBackend):
+    """Registered in the place of vLLM's CPU backend, under its name."""
+
+    @staticmethod
+    def get_impl_cls() -> type[SteeredImpl]:
+        """The implementation above."""
+        return SteeredImpl

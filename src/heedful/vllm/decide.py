@@ -1,0 +1,309 @@
+"""Decides each steered request's next token from the raw logits of a step: gate, trials, sampling, as the core has them.
+
+All gated requests of a step, under all their candidate sets, are one steered forward; ranking, once a request, is
+another. Only requests that share stored tokens which one of them would change wait for a forward of their own.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from heedful import ranking
+from heedful.errors import HeedfulError
+from heedful.recipe import ModelShape
+from heedful.sampling import Sampling, draw
+from heedful.vllm.arguments import Asked
+from heedful.vllm.host import Host, Raw
+from heedful.vllm.metrics import counters
+from heedful.vllm.steered import Part
+
+PROBE_ROWS = 512  # of one ranking forward
+
+
+@dataclass(eq=False)
+class State:
+    """One steered request in the batch. `output` is vLLM's own list of what it has generated so far.
+
+    `sets` None: not ranked yet. `refused`: why it ends at once.
+    """
+
+    asked: Asked
+    prompt: Sequence[int]
+    output: Sequence[int]
+    sampling: Sampling
+    bias: dict[int, float]
+    is_masked: bool
+    ends: tuple[int, ...]
+    sets: tuple[frozenset[int], ...] | None = None
+    refused: str = ""
+    span_slots: torch.Tensor | None = None
+    factors: torch.Tensor | None = None
+    random: torch.Generator | None = None
+
+    @property
+    def is_gated(self) -> bool:
+        """Whether steered tokens are judged; if not, every one is taken."""
+        return self.asked.recipe.gate is not None
+
+
+@dataclass
+class Ready:
+    """A request whose next token is to be chosen: row `row` of the batch, `seq_len` tokens computed."""
+
+    row: int
+    state: State
+    seq_len: int
+
+
+class Decider:
+    """`states`: the steered requests by their row in the batch, kept by the processor."""
+
+    def __init__(self, host: Host, states: dict[int, State], counts: bool) -> None:
+        self.host, self.states, self._counts = host, states, counts
+
+    @torch.inference_mode()
+    def decide(self, logits: torch.Tensor) -> torch.Tensor:
+        """`logits (requests, vocab)`, float32, changed in place so that vLLM takes the token decided."""
+        raw = self.host.raw()
+        if raw is None:
+            return logits
+        forwards = self.host.num_forwards
+        ready = self._ready(raw, len(logits))
+        self._rank([item for item in ready if item.state.sets is None], raw)
+        done: Counter[str] = Counter()
+        for item in ready:
+            if item.state.refused:
+                self._end(logits, item)
+        ready = [item for item in ready if not item.state.refused]
+        if ready:
+            self._steps(logits, ready, raw, done)
+        self._count(done, self.host.num_forwards - forwards)
+        return logits
+
+    def _ready(self, raw: Raw, num_rows: int) -> list[Ready]:
+        """Those that have read their prompt, and after a preemption all that they had generated."""
+        return [
+            Ready(row, state, raw.seq_lens[row])
+            for row, state in sorted(self.states.items())
+            if row < num_rows and raw.seq_lens[row] >= len(state.prompt) + len(state.output)
+        ]
+
+    # What a forward needs
+
+    def _part(self, item: Ready, raw: Raw, sets: tuple[frozenset[int], ...], *, probe: bool = False) -> Part:
+        """A request's share of a forward for its current token, or for its prompt's last as the probe."""
+        state, table = item.state, raw.block_table[item.row]
+        if state.span_slots is None:
+            span = state.asked.span
+            steerer = state.asked.recipe.steerer
+            state.span_slots = self.host.slot(table, torch.tensor(span.positions, device=table.device))
+            state.factors = steerer.factors(torch.tensor(span.weights, device=table.device))  # type: ignore[union-attr]
+        assert state.factors is not None
+        position = (len(state.prompt) if probe else item.seq_len) - 1
+        token = int(state.prompt[-1]) if probe else raw.token(item.row)
+        past = len(state.span_slots) - (state.asked.span.positions[-1] >= position)  # a row's own key is not scaled
+        slot = int(self.host.slot(table, torch.tensor([position], device=table.device)))
+        return Part(token, position, table, slot, state.span_slots[:past], state.factors[:past], sets)
+
+    def _groups(self, parts: Sequence[Part]) -> list[list[int]]:
+        """The parts that can be in one forward: none changes what another one reads in a way of its own."""
+        size = self.host.layout.block_size
+        blocks = [part.block_table[: part.position // size + 1] for part in parts]
+        every = torch.cat(blocks)
+        if len(every.unique()) == len(every):
+            return [list(range(len(parts)))]
+        touched = [set(found.tolist()) for found in blocks]
+        marks = [
+            dict(zip(part.span_slots.tolist(), part.factors.tolist(), strict=True)) | {part.slot: None}
+            for part in parts
+        ]
+        groups: list[list[int]] = []
+        for at in range(len(parts)):
+            for group in groups:
+                if not any(_clash(marks[at], marks[other], touched[at] & touched[other], size) for other in group):
+                    group.append(at)
+                    break
+            else:
+                groups.append([at])
+        return groups
+
+    # Ranking
+
+    def _rank(self, items: Sequence[Ready], raw: Raw) -> None:
+        """Settles what the requests' candidate sets are, once each."""
+        layers = self.host.num_layers
+        probed = []
+        for item in items:
+            recipe = item.state.asked.recipe
+            if not recipe.needs_ranking:
+                self._settle_sets(item.state, tuple(range(layers)))
+            elif not ranking.needs_probe(recipe.ranking):
+                self._settle_sets(item.state, ranking.given(recipe.ranking, layers))
+            else:
+                probed.append(item)
+        sets = (frozenset[int](), *(frozenset([layer]) for layer in range(layers)))
+        parts = [self._part(item, raw, sets, probe=True) for item in probed]
+        most = max(1, PROBE_ROWS // len(sets))
+        for group in self._groups(parts) if parts else []:
+            for begin in range(0, len(group), most):
+                self._probe([probed[at] for at in group[begin : begin + most]], [parts[at] for at in group[begin:]])
+
+    def _probe(self, items: Sequence[Ready], parts: Sequence[Part]) -> None:
+        with self.host.capturing() as captured:
+            self.host.forward(parts[: len(items)])
+        for at, item in enumerate(items):
+            own = [(pre[at :: len(items)], post[at :: len(items)]) for pre, post in captured]
+            self._settle_sets(item.state, ranking.measured(item.state.asked.recipe.ranking, own))
+
+    def _settle_sets(self, state: State, order: tuple[int, ...]) -> None:
+        recipe = state.asked.recipe
+        sets = recipe.candidate_sets(order)
+        state.sets = sets if state.is_gated else sets[recipe.level : recipe.level + 1]
+
+    # A step
+
+    def _steps(self, logits: torch.Tensor, ready: Sequence[Ready], raw: Raw, done: Counter[str]) -> None:
+        own = logits[[item.row for item in ready]]
+        values, indices = own.topk(min(2, own.shape[-1]))
+        totals = own.logsumexp(-1)
+        chances = (values - totals[:, None]).exp().tolist()
+        tops = [tokens[0] for tokens in indices.tolist()]
+        tokens: dict[int, int] = {}
+        tried = []
+        for at, item in enumerate(ready):
+            gate = item.state.asked.recipe.gate
+            if gate is None or gate.is_open(chances[at][-1], chances[at][0]):
+                tried.append(at)
+            else:
+                done["skipped"] += 1
+                tokens[at] = self._plain(item, own[at], tops[at])
+        if tried:
+            self._trials(ready, tried, raw, own, totals, tokens, done)
+        for at in tried:
+            if at not in tokens:
+                done["rejected"] += 1
+                tokens[at] = self._plain(ready[at], own[at], tops[at])
+        changed = [at for at in tokens if tokens[at] != tops[at] or ready[at].state.random is not None]
+        done["changed"] += sum(tokens[at] != tops[at] and ready[at].state.is_gated for at in tokens)
+        if changed:
+            rows = [ready[at].row for at in changed]
+            logits[rows] = -torch.inf
+            logits[rows, [tokens[at] for at in changed]] = 0.0
+
+    def _trials(
+        self,
+        ready: Sequence[Ready],
+        tried: Sequence[int],
+        raw: Raw,
+        own: torch.Tensor,
+        totals: torch.Tensor,
+        tokens: dict[int, int],
+        done: Counter[str],
+    ) -> None:
+        """Adds the tokens that a trial yields; `tried` are places in `ready`, of which `own` are the raw logits."""
+        for keeps in (False, True):
+            items = [at for at in tried if ready[at].state.is_gated != keeps]
+            most = max((len(ready[at].state.sets or ()) for at in items), default=0)
+            parts = [self._part(ready[at], raw, _padded(ready[at].state.sets or (), most)) for at in items]
+            for group in self._groups(parts) if parts else []:
+                members = [items[place] for place in group]
+                hidden = self.host.forward([parts[place] for place in group], keeps=keeps)
+                steered = self.host.model.compute_logits(hidden.flatten(0, 1)).float().view(*hidden.shape[:2], -1)
+                self._alike(steered, [ready[at].state for at in members], own[members])
+                self._judge(ready, members, steered, own[members], totals[members], tokens, done)
+
+    def _alike(self, steered: torch.Tensor, states: Sequence[State], own: torch.Tensor) -> None:
+        """Does to the steered logits `(candidates, requests, vocab)` what vLLM has done to the raw ones."""
+        for at, state in enumerate(states):
+            for token, bias in state.bias.items():
+                steered[:, at, token] += bias
+            if state.is_masked:
+                steered[:, at].masked_fill_(own[at] == -torch.inf, -torch.inf)
+
+    def _judge(
+        self,
+        ready: Sequence[Ready],
+        members: Sequence[int],
+        steered: torch.Tensor,
+        own: torch.Tensor,
+        totals: torch.Tensor,
+        tokens: dict[int, int],
+        done: Counter[str],
+    ) -> None:
+        best = steered.argmax(-1)  # (candidates, requests)
+        chances = (own.gather(1, best.T) - totals[:, None]).exp().tolist()
+        p_tops = (own.max(-1).values - totals).exp().tolist()
+        wanted = best.T.tolist()
+        for at, place in enumerate(members):
+            item, gate = ready[place], ready[place].state.asked.recipe.gate
+            taken = [c for c, p in enumerate(chances[at]) if gate is None or gate.accepts(p, p_tops[at])]
+            if not taken:
+                continue
+            done["accepted"] += 1
+            source, token = item.state.random, wanted[at][taken[0]]
+            if source is not None:
+                plausible = None
+                if gate is not None:
+                    p, bound = (own[at] - totals[at]).exp(), gate.threshold * p_tops[at]
+                    plausible = p > bound if gate.strict else p >= bound
+                token = draw(item.state.sampling.filter(steered[taken[0], at]), plausible, source)
+            tokens[place] = token
+
+    def _plain(self, item: Ready, own: torch.Tensor, top: int) -> int:
+        source = item.state.random
+        return top if source is None else draw(item.state.sampling.filter(own), None, source)
+
+    # Ends and counts
+
+    def _end(self, logits: torch.Tensor, item: Ready) -> None:
+        """Ends a request that cannot be steered as it asks: vLLM lets no one refuse it any more at this point."""
+        if not item.state.output:
+            logging.getLogger("vllm.heedful").error("a steered request was ended unanswered: %s", item.state.refused)
+            if self._counts:
+                counters()["refused"].inc()
+        logits[item.row] = -torch.inf
+        logits[item.row, list(item.state.ends[:1]) or [0]] = 0.0
+
+    def _count(self, done: Counter[str], forwards: int) -> None:
+        if not self._counts:
+            return
+        for decision in ("skipped", "accepted", "rejected"):
+            if done[decision]:
+                counters()["tokens"].labels(decision).inc(done[decision])
+        if done["changed"]:
+            counters()["changed"].inc(done["changed"])
+        if forwards:
+            counters()["forwards"].inc(forwards)
+
+
+def fits(asked: Asked, prompt_tokens: int, host: Host) -> str:
+    """Why a request's span or method does not fit its prompt or the model; empty where they do."""
+    if asked.prompt_tokens != prompt_tokens:
+        return f"its spans count in a prompt of {asked.prompt_tokens} tokens, and this one has {prompt_tokens}"
+    try:
+        heads = host.layers[0].num_heads
+        asked.recipe.check(ModelShape("", host.num_layers, heads))
+    except HeedfulError as error:
+        return str(error)
+    return ""
+
+
+def _padded(sets: tuple[frozenset[int], ...], length: int) -> tuple[frozenset[int], ...]:
+    """`length` sets, the last one again and again: what was rejected once is rejected again."""
+    return (*sets, *[sets[-1]] * (length - len(sets)))
+
+
+def _clash(a: dict[int, float | None], b: dict[int, float | None], blocks: set[int], block_size: int) -> bool:
+    """Whether two parts that share `blocks` want different things of a slot there."""
+    if not blocks:
+        return False
+    mine, others = (
+        {slot: factor for slot, factor in marks.items() if slot // block_size in blocks} for marks in (a, b)
+    )
+    return mine != others or None in mine.values()

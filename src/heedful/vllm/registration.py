@@ -1,0 +1,37 @@
+"""What vLLM calls in each of its processes as it starts: registers the models and the attention backend."""
+
+from __future__ import annotations
+
+import os
+
+PREFIX = "Heedful"
+ARCHITECTURES = (
+    "GemmaForCausalLM",
+    "LlamaForCausalLM",
+    "MistralForCausalLM",
+    "MixtralForCausalLM",
+    "Olmo2ForCausalLM",
+    "Phi3ForCausalLM",
+    "Qwen2ForCausalLM",
+    "Qwen3ForCausalLM",
+    "Qwen3MoeForCausalLM",
+)
+SWITCH = "HEEDFUL_VLLM"
+ANY_VERSION = "HEEDFUL_VLLM_ANY_VERSION"
+
+
+def is_on() -> bool:
+    """Whether the plug-in is to do anything: `HEEDFUL_VLLM=off` leaves vLLM alone."""
+    return os.environ.get(SWITCH, "on").lower() not in ("off", "0", "no")
+
+
+def register() -> None:
+    """The `vllm.general_plugins` entry point. Registers by name only: nothing of vLLM's is imported or patched."""
+    if not is_on():
+        return
+    from vllm import ModelRegistry
+    from vllm.v1.attention.backends.registry import AttentionBackendEnum, register_backend
+
+    for arch in ARCHITECTURES:
+        ModelRegistry.register_model(arch, f"heedful.vllm.models:{PREFIX}{arch}")
+    register_backend(AttentionBackendEnum.CPU_ATTN, "heedful.vllm.backend.SteeredBackend")

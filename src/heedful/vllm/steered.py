@@ -1,0 +1,168 @@
+"""One steered forward: every candidate set of every gated request in one batch of rows, over vLLM's own cache.
+
+Linear layers see all rows at once. In attention, a layer's rows go through the backend's own kernel one candidate set
+after the other, the span's keys being scaled in place just before and put back just after: no scratch blocks, no copy
+of a cache, and no bit of what is stored differs afterwards.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from heedful.vllm.layout import Layout
+
+
+@dataclass(frozen=True)
+class Part:
+    """One request's share: its current token, and the slots of the span's tokens before it with a factor each.
+
+    `sets`: the layers to steer, one set for each candidate.
+    """
+
+    token: int
+    position: int
+    block_table: torch.Tensor
+    slot: int
+    span_slots: torch.Tensor
+    factors: torch.Tensor
+    sets: tuple[frozenset[int], ...]
+
+
+@dataclass
+class SteeredPass:
+    """Rows of `parts`, candidate after candidate: row `c · len(parts) + r` is part r under its set number c.
+
+    All parts have as many sets. `keeps`: the steered token's own key and value stay stored, as static steering wants.
+    `metadata`: the backend's, for one row of each part. `watched`: where each layer's number, queries and outputs are
+    noted, if they are asked for.
+    """
+
+    parts: list[Part]
+    num_layers: int
+    layout: Layout
+    metadata: Any
+    keeps: bool = False
+    watched: list[tuple[int, torch.Tensor, torch.Tensor]] | None = None
+
+    def __post_init__(self) -> None:
+        device = self.parts[0].span_slots.device
+        lengths = torch.tensor([len(part.span_slots) for part in self.parts])
+        self._own = torch.tensor([part.slot for part in self.parts], device=device)
+        self._slots = torch.cat([*(part.span_slots for part in self.parts), self._own])
+        factors = torch.cat([part.factors for part in self.parts])
+        owner = torch.repeat_interleave(torch.arange(len(self.parts)), lengths).to(device)
+        span_slots = self._slots[: len(owner)]
+        self._is_shared = len(self.parts) > 1 and len(span_slots.unique()) < len(span_slots)
+        is_on = torch.tensor(
+            [[[layer in chosen for chosen in part.sets] for part in self.parts] for layer in range(self.num_layers)]
+        ).transpose(1, 2)  # (layers, candidates, parts)
+        self._is_on = is_on.tolist()
+        scaled = torch.where(is_on.to(device)[:, :, owner], factors, 1.0)
+        self._factors = scaled[..., None, None]  # (layers, candidates, span tokens, 1, 1)
+        self._all = factors[:, None, None]
+        self._rows = [slice(c * len(self.parts), (c + 1) * len(self.parts)) for c in range(self.num_candidates)]
+
+    @property
+    def num_candidates(self) -> int:
+        """Candidate sets, as many for each part."""
+        return len(self.parts[0].sets)
+
+    @property
+    def tokens(self) -> list[int]:
+        """Each row's token."""
+        return [part.token for part in self.parts] * self.num_candidates
+
+    @property
+    def positions(self) -> list[int]:
+        """Each row's position."""
+        return [part.position for part in self.parts] * self.num_candidates
+
+    def attend(
+        self,
+        impl: Any,
+        layer: Any,
+        index: int,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        cache: torch.Tensor,
+        output: torch.Tensor,
+    ) -> None:
+        """One layer's attention of all rows, `output` filled; `index`: the layer's."""
+        key, value = key.contiguous(), value.contiguous()
+        stored = _Stored(impl, layer, cache, self._slots, *self.layout.read(cache, self._slots))
+        try:
+            for candidate, rows in enumerate(self._rows):
+                if self._is_shared and len(set(self._is_on[index][candidate])) > 1:
+                    self._attend_shared(impl, layer, index, candidate, stored, (query, key, value), cache, output)
+                    continue
+                stored.put(self._factors[index, candidate], key[rows], value[rows], self._changes(index, candidate))
+                impl.attend(layer, query[rows], key[rows], value[rows], cache, self.metadata, output[rows])
+        finally:
+            stored.put_back(key if self.keeps else None, value)
+        if self.watched is not None:
+            self.watched.append((index, query.clone(), output.clone()))
+
+    def _changes(self, index: int, candidate: int) -> bool:
+        """Whether the span's keys are to be written anew for this candidate; if not, they are as the last left them."""
+        on = self._is_on[index]
+        return candidate == 0 or self._is_shared or on[candidate] != on[candidate - 1]
+
+    def _attend_shared(
+        self,
+        impl: Any,
+        layer: Any,
+        index: int,
+        candidate: int,
+        stored: _Stored,
+        heads: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+        cache: torch.Tensor,
+        output: torch.Tensor,
+    ) -> None:
+        """Parts that read the same stored span, some steered and some not: once for either, each keeps its own."""
+        rows = self._rows[candidate]
+        query, key, value = (tensor[rows] for tensor in heads)
+        on = torch.tensor(self._is_on[index][candidate], device=output.device)
+        for is_on, factors in ((True, self._all), (False, torch.ones_like(self._all))):
+            found = torch.empty_like(output[rows])
+            stored.put(factors, key, value, True)
+            impl.attend(layer, query, key, value, cache, self.metadata, found)
+            output[rows][on == is_on] = found[on == is_on]
+
+
+class _Stored:
+    """What a layer's cache holds in the slots that a pass touches: the span's, then each row's own."""
+
+    def __init__(
+        self, impl: Any, layer: Any, cache: torch.Tensor, slots: torch.Tensor, keys: torch.Tensor, values: torch.Tensor
+    ) -> None:
+        self._impl, self._layer, self._cache, self._slots = impl, layer, cache, slots
+        self._keys, self._values = keys, values
+
+    def put(self, factors: torch.Tensor, key: torch.Tensor, value: torch.Tensor, is_changed: bool) -> None:
+        """Writes the rows' own `key` and `value`, and where it `is_changed` the span's keys times `factors`."""
+        span = len(self._slots) - len(key)
+        if is_changed and span:
+            scaled = self._keys[:span].float() * factors
+            if scaled.dtype != key.dtype:  # half precision ends early: the largest number is as good as an overflow
+                largest = torch.finfo(key.dtype).max
+                scaled = scaled.clamp_(-largest, largest).to(key.dtype)
+            self._write(torch.cat([scaled, key]), torch.cat([self._values[:span], value]), self._slots)
+        else:
+            self._write(key, value, self._slots[span:])
+
+    def put_back(self, key: torch.Tensor | None, value: torch.Tensor) -> None:
+        """Everything as it was found; but the rows' own are `key` and `value` where given."""
+        if key is not None:
+            span = len(self._slots) - len(key)
+            self._keys, self._values = (
+                torch.cat([self._keys[:span], key]),
+                torch.cat([self._values[:span], value]),
+            )
+        self._write(self._keys, self._values, self._slots)
+
+    def _write(self, keys: torch.Tensor, values: torch.Tensor, slots: torch.Tensor) -> None:
+        self._impl.do_kv_cache_update(self._layer, keys, values, self._cache, slots)

@@ -1,0 +1,86 @@
+"""Refuses as vLLM starts what the plug-in cannot steer, in one line that says why and how to run without it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from heedful.errors import UnsupportedModelError
+from heedful.vllm.registration import ANY_VERSION, ARCHITECTURES, SWITCH
+
+TESTED = ((0, 32), (0, 33))  # from, and before
+
+
+def refuse_version(version: str) -> None:
+    """Raises `UnsupportedModelError` for a vLLM that was not tested, unless the override is set."""
+    parts = tuple(int(part) if part.isdigit() else 0 for part in version.split(".")[:2])
+    if TESTED[0] <= parts < TESTED[1] or os.environ.get(ANY_VERSION) == "1":
+        return
+    low, high = (".".join(map(str, bound)) for bound in TESTED)
+    raise _refused(f"vLLM {version} is untested (tested: {low} to below {high}); {ANY_VERSION}=1 tries it")
+
+
+def refuse_config(config: Any) -> None:
+    """Raises `UnsupportedModelError` for a version or configuration that cannot be steered."""
+    from vllm import __version__
+
+    refuse_version(__version__)
+    model, parallel, cache = config.model_config, config.parallel_config, config.cache_config
+    reasons = {
+        "the V2 model runner (set VLLM_USE_V2_MODEL_RUNNER=0)": getattr(config, "use_v2_model_runner", False),
+        "pipeline parallelism": parallel.pipeline_parallel_size > 1,
+        "context parallelism": max(
+            getattr(parallel, "decode_context_parallel_size", 1), getattr(parallel, "prefill_context_parallel_size", 1)
+        )
+        > 1,
+        "experts over data-parallel ranks": parallel.data_parallel_size > 1 and parallel.enable_expert_parallel,
+        "dual-batch overlap": getattr(parallel, "enable_dbo", False),
+        f"a key/value cache in {cache.cache_dtype} (scaled keys overflow it)": str(cache.cache_dtype).startswith(
+            ("fp8", "int8", "nvfp4", "turbo", "ultra")
+        ),
+        "multi-head latent attention": getattr(model, "use_mla", False),
+        "speculative decoding": config.speculative_config is not None,
+        "LoRA": config.lora_config is not None,
+        "full CUDA graphs (set cudagraph_mode=PIECEWISE)": _has_full_graphs(config),
+    }
+    for reason, is_so in reasons.items():
+        if is_so:
+            raise _refused(f"{reason} is not supported")
+
+
+def _has_full_graphs(config: Any) -> bool:
+    mode = getattr(config.compilation_config, "cudagraph_mode", None)
+    is_cuda = str(config.device_config.device_type) == "cuda"
+    return is_cuda and mode is not None and bool(mode.has_full_cudagraphs())
+
+
+def refuse_layers(config: Any) -> dict[str, Any]:
+    """The model's attention layers by name. Raises `UnsupportedModelError` where one of them cannot be steered."""
+    from vllm.model_executor.layers.attention import Attention
+    from vllm.model_executor.layers.attention_layer_base import AttentionLayerBase
+
+    layers = config.compilation_config.static_forward_context
+    keeping = {name: layer for name, layer in layers.items() if isinstance(layer, AttentionLayerBase)}
+    found = {name: layer for name, layer in keeping.items() if isinstance(layer, Attention)}
+    others = sorted({type(layer).__name__ for name, layer in keeping.items() if name not in found})
+    if others or not found:
+        raise _refused(f"layers of kind {', '.join(others) or 'none at all'} have no keys that could be scaled")
+    for name, layer in found.items():
+        if layer.sliding_window is not None:
+            raise _refused(f"a sliding window ({layer.sliding_window} tokens, {name}) is not supported")
+        if layer.kv_sharing_target_layer_name is not None:
+            raise _refused(f"{name} shares keys and values with another layer; they cannot be steered one by one")
+        if not hasattr(layer.impl, "attend"):
+            raise _refused(f"the attention backend {layer.attn_backend.get_name()} is not supported")
+    return found
+
+
+def refuse_architecture(names: Sequence[str]) -> None:
+    """Raises `UnsupportedModelError` for a model that the plug-in has not registered."""
+    if not any(name in ARCHITECTURES for name in names):
+        raise _refused(f"{', '.join(names)} is not supported (supported: {', '.join(ARCHITECTURES)})")
+
+
+def _refused(reason: str) -> UnsupportedModelError:
+    return UnsupportedModelError(f"Heedful cannot steer here: {reason}; {SWITCH}=off runs vLLM without it")

@@ -1,0 +1,135 @@
+"""vLLM with the plug-in gives, token for token, what the core gives on the same weights in float32."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+import torch
+from tiny import case, expected, generated, plainly
+
+import heedful
+from heedful.vllm.host import HOST
+
+
+class Pair:
+    """A tiny model in the core, and its folder for vLLM."""
+
+    def __init__(self, model: Any, path: Path) -> None:
+        self.model, self.path = model, path
+
+
+@pytest.fixture(scope="session")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Pair:
+    return saved("llama", tmp_path_factory.mktemp("llama"))
+
+
+def saved(name: str, path: Path) -> Pair:
+    model = tiny.build(name)
+    model.save_pretrained(path)
+    return Pair(model, path)
+
+
+@pytest.fixture(scope="module")
+def llm(llama: Pair) -> Iterator[Any]:
+    yield tiny.llm(llama.path, max_num_batched_tokens=512)
+
+
+def test_48_requests_steered_and_plain_in_one_batch(llama: Pair, llm: Any) -> None:
+    steered = [case(seed, 40 + seed % 7) for seed in range(48)]
+    mixed = [replace(one, method=None) if at % 3 == 0 else one for at, one in enumerate(steered)]
+    wanted, plain = expected(llama.model, mixed), expected(llama.model, plainly(mixed))
+    assert sum(a != b for a, b in zip(wanted, plain, strict=True)) > 20  # steering matters here
+    assert generated(llm, mixed) == wanted
+
+
+def test_candidate_sets_share_one_forward(llm: Any) -> None:
+    before = HOST.num_forwards
+    generated(llm, [case(seed, new=12) for seed in range(6)])
+    assert 2 <= HOST.num_forwards - before <= 1 + 12  # ranking once, then at most one a step for all six
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        heedful.Directer(strength=30.0, threshold=0.2),
+        heedful.Directer(compat="released", ranking="released"),
+        heedful.Directer(ranking=[3, 0, 4, 1, 2]),
+        heedful.Directer(threshold=0.0),
+        heedful.KeyScaling(50.0, layers=(1, 3), gate=heedful.Plausibility(0.3)),
+        heedful.KeyScaling(3.0),
+        heedful.KeyScaling(5.0, level=1),
+    ],
+    ids=str,
+)
+def test_methods(llama: Pair, llm: Any, method: Any) -> None:
+    cases = [case(seed, method=method) for seed in range(3)]
+    wanted = expected(llama.model, cases)
+    assert wanted != expected(llama.model, plainly(cases))
+    assert generated(llm, cases) == wanted
+
+
+def test_sampling_draws_what_the_core_draws(llama: Pair, llm: Any) -> None:
+    sampling = heedful.Sampling(temperature=0.8, top_k=20, top_p=0.9, seed=7)
+    cases = [case(seed, sampling=replace(sampling, seed=seed)) for seed in range(4)]
+    wanted = expected(llama.model, cases)
+    assert wanted != expected(llama.model, [replace(one, sampling=heedful.Sampling()) for one in cases])
+    assert generated(llm, [*cases, *plainly(cases)])[:4] == wanted
+
+
+def test_weighted_spans_and_a_span_at_the_prompts_end(llama: Pair, llm: Any) -> None:
+    one = replace(case(3), span=(30, 38, 39))
+    assert generated(llm, [one]) == expected(llama.model, [one])
+
+
+def test_nothing_stored_is_changed(llm: Any) -> None:
+    """Directer with a strength of 1 is plain decoding, whatever it tried on the way."""
+    cases = [case(seed, method=heedful.Directer(strength=1.0)) for seed in range(4)]
+    assert generated(llm, cases) == generated(llm, plainly(cases))
+
+
+def test_chunked_prefill_and_prefix_caching_and_preemption(llama: Pair) -> None:
+    """Few blocks, small chunks: requests wait, are thrown out and come back, and read what others stored."""
+    llm = tiny.llm(
+        llama.path,
+        enable_prefix_caching=True,
+        block_size=32,
+        max_num_batched_tokens=64,
+        max_num_seqs=8,
+        num_gpu_blocks_override=22,
+    )
+    shared = tuple(case(99, 64).prompt)
+    cases = [replace(case(seed, 90, new=40), prompt=shared + case(seed, 26).prompt) for seed in range(8)]
+    cases += [replace(one, span=(*range(3, 9), *range(70, 76))) for one in cases[:3]]
+    cases += [replace(one, method=None) for one in cases[:2]]
+    wanted = expected(llama.model, cases)
+    assert generated(llm, cases) == wanted
+    assert generated(llm, cases) == wanted  # now all of it is read from the cache
+    metrics = {metric.name: metric for metric in llm.get_metrics()}
+    assert metrics["vllm:num_preemptions"].value > 0
+    assert metrics["vllm:prefix_cache_hits"].value > 0
+
+
+def test_sampling_goes_on_after_a_preemption(llama: Pair) -> None:
+    llm = tiny.llm(llama.path, block_size=32, max_num_seqs=8, num_gpu_blocks_override=12)
+    cases = [case(seed, 40, new=60, sampling=heedful.Sampling(temperature=1.0, seed=seed)) for seed in range(6)]
+    assert generated(llm, cases) == expected(llama.model, cases)
+    assert {metric.name: metric for metric in llm.get_metrics()}["vllm:num_preemptions"].value > 0
+
+
+@pytest.mark.parametrize("name", ["qwen2", "qwen3", "mistral", "mixtral", "qwen3_moe"])
+def test_families(name: str, tmp_path: Path) -> None:
+    pair = saved(name, tmp_path)
+    cases = [case(seed) for seed in range(6)]
+    wanted = expected(pair.model, cases)
+    assert wanted != expected(pair.model, plainly(cases))
+    assert generated(tiny.llm(tmp_path), cases) == wanted
+
+
+def test_compiled(llama: Pair) -> None:
+    cases = [case(seed) for seed in range(4)]
+    llm = tiny.llm(llama.path, enforce_eager=False)
+    assert generated(llm, cases) == expected(llama.model, cases)
+    assert torch.get_num_threads() == 1
