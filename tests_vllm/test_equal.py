@@ -98,10 +98,11 @@ def test_chunked_prefill_and_prefix_caching_and_preemption(llama: Pair) -> None:
         block_size=32,
         max_num_batched_tokens=64,
         max_num_seqs=8,
-        num_gpu_blocks_override=22,
+        max_model_len=256,
+        num_gpu_blocks_override=16,
     )
     shared = tuple(case(99, 64).prompt)
-    cases = [replace(case(seed, 90, new=40), prompt=shared + case(seed, 26).prompt) for seed in range(8)]
+    cases = [replace(case(seed, 90, new=60), prompt=shared + case(seed, 26).prompt) for seed in range(8)]
     cases += [replace(one, span=(*range(3, 9), *range(70, 76))) for one in cases[:3]]
     cases += [replace(one, method=None) for one in cases[:2]]
     wanted = expected(llama.model, cases)
@@ -113,7 +114,7 @@ def test_chunked_prefill_and_prefix_caching_and_preemption(llama: Pair) -> None:
 
 
 def test_sampling_goes_on_after_a_preemption(llama: Pair) -> None:
-    llm = tiny.llm(llama.path, block_size=32, max_num_seqs=8, num_gpu_blocks_override=12)
+    llm = tiny.llm(llama.path, block_size=32, max_num_seqs=8, max_model_len=256, num_gpu_blocks_override=12)
     cases = [case(seed, 40, new=60, sampling=heedful.Sampling(temperature=1.0, seed=seed)) for seed in range(6)]
     assert generated(llm, cases) == expected(llama.model, cases)
     assert {metric.name: metric for metric in llm.get_metrics()}["vllm:num_preemptions"].value > 0

@@ -101,4 +101,5 @@ def llm(path: Path, **more: Any) -> Any:
     from vllm import LLM
 
     options = {"dtype": "float32", "enforce_eager": True, "max_model_len": 512, "enable_prefix_caching": False}
+    options["disable_log_stats"] = False
     return LLM(str(path), skip_tokenizer_init=True, **{**options, **more})
