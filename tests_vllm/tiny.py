@@ -60,8 +60,9 @@ class Case:
             "top_k": self.sampling.top_k,
             "top_p": self.sampling.top_p,
             "seed": self.sampling.seed,
+            "ignore_eos": True,
         }
-        return SamplingParams(max_tokens=self.new, ignore_eos=True, extra_args=extra, **{**named, **more})
+        return SamplingParams(max_tokens=self.new, extra_args=extra, **{**named, **more})
 
     @property
     def vllm_prompt(self) -> dict[str, list[int]]:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 from heedful.displacement import Displaced
 from heedful.errors import OptionError, SpanError
-from heedful.generate import LM
 from heedful.methods import from_settings, method_by_name, read_spec
 from heedful.prompt import EncodedPrompt, Instructions, Messages
 from heedful.recipe import Method, ModelShape, recipe_of
@@ -86,7 +85,14 @@ def _refuse_pooled(method: Method | None) -> None:
         )
 
 
-def mark(lm: LM, messages: Messages, asked: Heedful | None, default: Default, heed: str) -> Marked:
+class Encoder(Protocol):
+    """What turns a prompt into tokens: an `LM`, or a tokenizer alone."""
+
+    def encode(self, prompt: Messages, instructions: Instructions = None, *, raw: bool = False) -> EncodedPrompt:
+        """As `LM.encode`."""
+
+
+def mark(lm: Encoder, messages: Messages, asked: Heedful | None, default: Default, heed: str) -> Marked:
     """Encodes a prompt and settles its method: none where nothing is marked and no steering was asked for.
 
     `messages` text is a plain prompt without a template. Raises the `HeedfulError` that says what is wrong.

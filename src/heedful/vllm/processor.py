@@ -107,5 +107,3 @@ def _is_first_rank() -> bool:
     from vllm.distributed.parallel_state import get_tensor_model_parallel_rank, model_parallel_is_initialized
 
     return not model_parallel_is_initialized() or get_tensor_model_parallel_rank() == 0
-
-

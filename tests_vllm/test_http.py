@@ -1,0 +1,161 @@
+"""vLLM's own OpenAI server with the middleware and the default model: the official client needs a base URL only."""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+
+import heedful
+from heedful import models
+from heedful.vllm import sampling_params, tokens_prompt
+
+PROMPT = "Tell me about the sea. <heed>Do not use any commas, and answer in capital letters.</heed>"
+OTHERS = [
+    "Write a short letter to a friend. <heed>End it with the word 'Yours'.</heed>",
+    "<heed>Answer in one sentence.</heed> Why is the sky blue?",
+]
+NEW = 24
+
+
+def free_port() -> int:
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        return int(bound.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    counted, port = tmp_path_factory.mktemp("counted"), free_port()
+    log = (counted / "server.log").open("w")
+    environment = {**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(counted)}
+    environment.pop("VLLM_ENABLE_V1_MULTIPROCESSING")
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
+    command += ["--model", str(models.default_model_path(progress=False)), "--served-model-name", "smol"]
+    command += ["--port", str(port), "--host", "127.0.0.1", "--dtype", "float32", "--enforce-eager"]
+    command += ["--max-model-len", "512", "--middleware", "heedful.vllm.http.Heed", "--max-num-seqs", "8"]
+    server = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
+    base = f"http://127.0.0.1:{port}"
+    try:
+        for _ in range(240):
+            time.sleep(0.5)
+            assert server.poll() is None, Path(log.name).read_text()[-3000:]
+            try:
+                if httpx.get(f"{base}/health").status_code == 200:
+                    break
+            except httpx.TransportError:
+                continue
+        yield base
+    finally:
+        server.terminate()
+        server.wait(30)
+
+
+@pytest.fixture(scope="module")
+def client(url: str) -> openai.OpenAI:
+    return openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
+
+
+@pytest.fixture(scope="module")
+def lm() -> heedful.LM:
+    return heedful.load(dtype="float32")
+
+
+def ask(client: openai.OpenAI, content: str, **more: Any) -> str:
+    more = {"temperature": 0.0, "max_tokens": NEW, **more}
+    messages = [{"role": "user", "content": content}]
+    return client.chat.completions.create(model="smol", messages=messages, **more).choices[0].message.content  # type: ignore[arg-type, call-overload, no-any-return]
+
+
+def test_tags_just_work(client: openai.OpenAI, lm: heedful.LM) -> None:
+    prompts = [PROMPT, *OTHERS]
+    wanted = [lm.generate(prompt, max_new_tokens=NEW).text for prompt in prompts]
+    plain = [lm.generate(prompt, method=None, max_new_tokens=NEW).text for prompt in prompts]
+    assert wanted != plain
+    untagged = [prompt.replace("<heed>", "").replace("</heed>", "") for prompt in prompts]
+    with ThreadPoolExecutor(6) as pool:
+        found = list(pool.map(lambda prompt: ask(client, prompt), [*prompts, *untagged]))
+    assert found == [*wanted, *plain]
+
+
+def test_the_heedful_field(client: openai.OpenAI, lm: heedful.LM) -> None:
+    messages = [
+        {"role": "system", "content": "Answer in capital letters."},
+        {"role": "user", "content": "Who are you?"},
+    ]
+    field = {"instructions": "system", "strength": 30.0, "threshold": 0.2}
+    answer = client.chat.completions.create(
+        model="smol",
+        messages=messages,  # type: ignore[arg-type]
+        temperature=0.0,
+        max_tokens=NEW,
+        extra_body={"heedful": field},
+    )
+    method = heedful.Directer(strength=30.0, threshold=0.2)
+    wanted = lm.generate(messages, instructions="system", method=method, max_new_tokens=NEW).text
+    assert answer.choices[0].message.content == wanted
+
+
+def test_plain_text_is_steered_and_streamed(client: openai.OpenAI, lm: heedful.LM) -> None:
+    stream = client.completions.create(model="smol", prompt=PROMPT, temperature=0.0, max_tokens=NEW, stream=True)
+    job = heedful.Job(PROMPT, max_new_tokens=NEW, raw=True)
+    assert "".join(chunk.choices[0].text for chunk in stream) == lm.generate_batch([job])[0].text
+
+
+@pytest.mark.parametrize(
+    ("content", "field", "says"),
+    [
+        ("<heed>Never closed.", None, "never closed"),
+        ("Hello.", {"strength": -1.0}, "strength must be finite"),
+        ("Hello.", {"method": "directer"}, "nothing in it is marked"),
+        ("Hello.", {"instructions": ["absent"]}, "instruction not found"),
+        (PROMPT, {"method": "spotlight"}, "kernels take no bias"),
+        (PROMPT, {"method": "nosuch"}, "unknown method"),
+        (PROMPT, {"sense": 1}, "heedful.sense"),
+        (PROMPT, {"trace": True}, "heedful.trace"),
+    ],
+)
+def test_bad_requests_are_400_and_the_server_lives_on(
+    client: openai.OpenAI, content: str, field: Any, says: str
+) -> None:
+    with pytest.raises(openai.BadRequestError, match=says):
+        ask(client, content, extra_body={} if field is None else {"heedful": field})
+    assert ask(client, "Hello.", max_tokens=2)
+
+
+def test_other_paths_do_not_pass_tags_on(url: str) -> None:
+    answer = httpx.post(f"{url}/v1/responses", json={"model": "smol", "input": PROMPT})
+    assert (answer.status_code, "cannot be steered" in answer.text) == (400, True)
+
+
+def test_bad_positions_are_400(client: openai.OpenAI) -> None:
+    asked = '{"spans": [[2, 900]], "prompt_tokens": 30}'
+    with pytest.raises(openai.BadRequestError, match="lies outside the prompt"):
+        ask(client, "Hello.", extra_body={"vllm_xargs": {"heedful": asked}})
+
+
+def test_metrics_show_what_was_decided(client: openai.OpenAI, url: str) -> None:
+    ask(client, PROMPT)
+    text = httpx.get(f"{url}/metrics").text
+    assert 'heedful_tokens_total{decision="skipped"}' in text
+    assert "heedful_extra_forwards_total" in text
+
+
+def test_offline_helper_counts_as_vllm_does(lm: heedful.LM) -> None:
+    asked = sampling_params(lm.tokenizer, PROMPT, max_tokens=3).extra_args["heedful"]
+    prompt = tokens_prompt(lm.tokenizer, PROMPT)["prompt_token_ids"]
+    assert asked["prompt_tokens"] == len(prompt)
+    marked = lm.tokenizer.decode([prompt[at] for start, end, _ in asked["spans"] for at in range(start, end)])
+    assert "Do not use any commas" in marked
+    with pytest.raises(heedful.SpanError, match="nothing in the prompt is marked"):
+        sampling_params(lm.tokenizer, "Hello.")
+    with pytest.raises(heedful.OptionError, match="kernels take no bias"):
+        sampling_params(lm.tokenizer, PROMPT, method=heedful.InstABoost())
