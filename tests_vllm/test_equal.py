@@ -1,17 +1,16 @@
 """vLLM with the plug-in gives, token for token, what the core gives on the same weights in float32."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
 import torch
-from tiny import case, expected, generated, plainly
 
 import heedful
+import tiny
 from heedful.vllm.host import HOST
+from tiny import case, expected, generated, plainly
 
 
 class Pair:
@@ -33,8 +32,8 @@ def saved(name: str, path: Path) -> Pair:
 
 
 @pytest.fixture(scope="module")
-def llm(llama: Pair) -> Iterator[Any]:
-    yield tiny.llm(llama.path, max_num_batched_tokens=512)
+def llm(llama: Pair) -> Any:
+    return tiny.llm(llama.path, max_num_batched_tokens=512)
 
 
 def test_48_requests_steered_and_plain_in_one_batch(llama: Pair, llm: Any) -> None:

@@ -1,22 +1,21 @@
 """What cannot be steered is refused in one line that names the field, and the engine lives on."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import tiny
 import torch
-from tiny import case, generated
 from vllm.exceptions import VLLMValidationError
 
 import heedful
+import tiny
 from heedful.errors import UnsupportedModelError
 from heedful.vllm import read, support
 from heedful.vllm.host import HOST
 from heedful.vllm.steered import SteeredPass
+from tiny import case, generated
 
 GOOD: dict[str, Any] = {"spans": [[2, 5]], "prompt_tokens": 40}
 
@@ -29,8 +28,8 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def llm(path: Path) -> Iterator[Any]:
-    yield tiny.llm(path)
+def llm(path: Path) -> Any:
+    return tiny.llm(path)
 
 
 BAD = [
@@ -105,7 +104,7 @@ def test_logit_bias_and_forbidden_tokens_bind_steered_tokens_too(llm: Any) -> No
     cases = [case(seed) for seed in range(4)]
     usual = {token for answer in generated(llm, cases) for token in answer}
     allowed = sorted(usual)[::2]
-    for more in ({"allowed_token_ids": allowed}, {"logit_bias": {token: 50.0 for token in allowed}}):
+    for more in ({"allowed_token_ids": allowed}, {"logit_bias": dict.fromkeys(allowed, 50.0)}):
         outputs = llm.generate(
             [one.vllm_prompt for one in cases], [one.params(**more) for one in cases], use_tqdm=False
         )

@@ -7,17 +7,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import families
 import torch
-from helpers import new_tokens, run
 from transformers import AutoModelForCausalLM
 
+import families
 import heedful
 from heedful.answer import Request
 from heedful.engine import Engine
 from heedful.recipe import Method
 from heedful.spans import TokenSpan
 from heedful.vllm.arguments import NAME, spelled
+from helpers import new_tokens, run
 
 SIZE = {"hidden_size": 128, "head_dim": 32, "max_position_embeddings": 512, "vocab_size": 128}
 

@@ -1,4 +1,4 @@
-"""Decides each steered request's next token from the raw logits of a step: gate, trials, sampling, as the core has them.
+"""Decides each steered request's next token from the raw logits of a step: gate, trials, sampling, as in the core.
 
 All gated requests of a step, under all their candidate sets, are one steered forward; ranking, once a request, is
 another. Only requests that share stored tokens which one of them would change wait for a forward of their own.
@@ -10,7 +10,6 @@ import logging
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
@@ -116,7 +115,7 @@ class Decider:
         size = self.host.layout.block_size
         blocks = [part.block_table[: part.position // size + 1] for part in parts]
         every = torch.cat(blocks)
-        if len(every.unique()) == len(every):
+        if len(torch.unique(every)) == len(every):
             return [list(range(len(parts)))]
         touched = [set(found.tolist()) for found in blocks]
         marks = [

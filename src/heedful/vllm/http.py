@@ -1,8 +1,8 @@
 """Lets vLLM's own OpenAI server read `<heed>` tags and the `heedful` field: `--middleware heedful.vllm.http.Heed`.
 
 A request that has neither passes through untouched. Others are rewritten into what vLLM understands: messages without
-tags, and token positions in `vllm_xargs`. vLLM renders the chat template itself, so its own `/tokenize` is asked whether
-it reads the very tokens that were counted; if not, the request is refused.
+tags, and token positions in `vllm_xargs`. vLLM renders the chat template itself, so its own `/tokenize` is asked
+whether it reads the very tokens that were counted; if not, the request is refused.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ class Heed:
 
     async def _chat(self, scope: Scope, data: dict[str, Any], asked: Heedful | None) -> bool:
         """Rewrites a chat request in place; False where nothing is heeded."""
-        messages = data.get("messages")
+        messages: Any = data.get("messages")
         if asked is None and "<heed" not in json.dumps(messages).lower():
             return False
         template = {key: data[key] for key in ("chat_template",) if data.get(key) is not None}
@@ -140,7 +140,8 @@ class Heed:
             return None
         spelled = extra_args(marked.prompt, marked.method)[NAME]
         data["vllm_xargs"] = {**(data.get("vllm_xargs") or {}), NAME: json.dumps(spelled)}
-        return marked.prompt
+        prompt: EncodedPrompt = marked.prompt
+        return prompt
 
     def _mark(self, scope: Scope, messages: Messages, asked: Heedful | None, template: Mapping[str, Any]) -> Any:
         if self._tokenizer is None:

@@ -1,4 +1,4 @@
-"""vLLM's own models, each with a word to the host as its forward begins: `Heedful<Arch>`, built when vLLM asks for it."""
+"""vLLM's own models, which tell the host as a forward begins: `Heedful<Arch>`, built when vLLM asks for one."""
 
 from __future__ import annotations
 

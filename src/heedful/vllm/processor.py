@@ -83,7 +83,7 @@ class Heedful(LogitsProcessor):
 
     def _refused(self, state: State) -> str:
         if not state.is_gated and self.is_caching:
-            return "static steering stores steered keys, which must not reach other requests: set enable_prefix_caching=False"
+            return "static steering stores steered keys, not to be read by others: set enable_prefix_caching=False"
         return ""
 
     def _random(self, state: State) -> torch.Generator:

@@ -1,4 +1,4 @@
-"""From messages to what vLLM's offline interface takes: prompt tokens, and sampling parameters that say what to heed."""
+"""From messages to what vLLM's offline interface takes: prompt tokens, and parameters that say what to heed."""
 
 from __future__ import annotations
 

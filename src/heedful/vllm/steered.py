@@ -55,7 +55,7 @@ class SteeredPass:
         factors = torch.cat([part.factors for part in self.parts])
         owner = torch.repeat_interleave(torch.arange(len(self.parts)), lengths).to(device)
         span_slots = self._slots[: len(owner)]
-        self._is_shared = len(self.parts) > 1 and len(span_slots.unique()) < len(span_slots)
+        self._is_shared = len(self.parts) > 1 and len(torch.unique(span_slots)) < len(span_slots)
         is_on = torch.tensor(
             [[[layer in chosen for chosen in part.sets] for part in self.parts] for layer in range(self.num_layers)]
         ).transpose(1, 2)  # (layers, candidates, parts)
