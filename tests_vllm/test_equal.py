@@ -133,3 +133,16 @@ def test_compiled(llama: Pair) -> None:
     llm = tiny.llm(llama.path, enforce_eager=False)
     assert generated(llm, cases) == expected(llama.model, cases)
     assert torch.get_num_threads() == 1
+
+
+def test_two_tensor_parallel_ranks(llama: Pair) -> None:
+    """Every rank must decide alike, and draw alike where a request has no seed."""
+    llm = tiny.llm(llama.path, tensor_parallel_size=2, distributed_executor_backend="mp")
+    try:
+        cases = [case(seed, new=16) for seed in range(4)]
+        cases += [replace(one, sampling=heedful.Sampling(temperature=1.0, seed=3)) for one in cases[:2]]
+        assert generated(llm, cases) == expected(llama.model, cases)
+        unseeded = [replace(cases[0], sampling=heedful.Sampling(temperature=1.0))]
+        assert len(generated(llm, unseeded)[0]) == 16
+    finally:
+        llm.llm_engine.engine_core.shutdown()

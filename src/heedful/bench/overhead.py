@@ -274,7 +274,7 @@ def prepare(settings: Settings) -> Contest:
     else:
         lm = load(settings.model, device=settings.device, dtype=settings.dtype)  # type: ignore[arg-type]
         model, engine = lm.model, lm.engine
-        encoded = [encode(lm.tokenizer, *prompt) for prompt in _prompts(settings.data, count)]
+        encoded = [encode(lm.tokenizer, *prompt) for prompt in prompts(settings.data, count)]
         if not all(prompt.span for prompt in encoded):
             raise SpanError(f"a prompt of {settings.data} marks no instruction: there is nothing to steer")
         marked = [(prompt.token_ids, prompt.span.positions) for prompt in encoded]
@@ -284,7 +284,8 @@ def prepare(settings: Settings) -> Contest:
     return Contest(model, engine, settings, requests)
 
 
-def _prompts(path: str | None, count: int) -> list[tuple[Messages, Instructions]]:
+def prompts(path: str | None, count: int) -> list[tuple[Messages, Instructions]]:
+    """The first `count` prompts of a data file, or built-in tasks, over again where there are fewer."""
     if path is None:
         texts: list[tuple[Messages, Instructions]] = [(f"{task}\n\n<heed>{INSTRUCTION}</heed>", None) for task in TASKS]
     else:

@@ -1,0 +1,166 @@
+"""vLLM with the plug-in against vLLM without, and steered against plain, interleaved: `python -m heedful.bench.vllm`.
+
+Two vLLMs run in processes of their own, one with `HEEDFUL_VLLM=off`; only one works at a time, and all figures are
+ratios of medians of the same rounds. The gate's threshold is set so that it opens at the asked share of the steps.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from typing import Any
+
+from heedful.bench.overhead import machine, prompts
+from heedful.directer import Directer
+from heedful.models import default_model_path
+
+MARK = "heedful-bench:"  # before each answer of a worker: vLLM writes to the same stream
+COUNTED = ("skipped", "accepted", "rejected")
+
+
+class Worker:
+    """One vLLM in a process of its own, asked by lines of JSON."""
+
+    def __init__(self, options: argparse.Namespace, plugin: str) -> None:
+        command = [sys.executable, "-m", "heedful.bench.vllm", "--worker", json.dumps(vars(options))]
+        environment = {**os.environ, "HEEDFUL_VLLM": plugin, "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+        )
+
+    def ask(self, **what: Any) -> Any:
+        """What the worker measured."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        print(json.dumps(what), file=self._process.stdin, flush=True)
+        for line in self._process.stdout:
+            if line.startswith(MARK):
+                return json.loads(line.removeprefix(MARK))
+        raise SystemExit("a vLLM has ended before its time; its messages stand above")
+
+    def end(self) -> None:
+        """Ends the process."""
+        self._process.communicate()
+
+
+def work(options: dict[str, Any]) -> None:
+    """A worker's side: loads the model, then answers until its input ends."""
+    from vllm import LLM
+
+    llm = LLM(
+        options["model"],
+        dtype=options["dtype"],
+        enforce_eager=True,
+        max_model_len=1024,
+        enable_prefix_caching=False,
+        seed=0,
+    )
+    for line in sys.stdin:
+        asked = json.loads(line)
+        print(MARK + json.dumps(_ratios(llm, asked) if asked["kind"] == "ratios" else _timed(llm, asked)), flush=True)
+
+
+def _requests(llm: Any, count: int, tokens: int, threshold: float | None, **more: Any) -> tuple[list[Any], list[Any]]:
+    """Prompts and parameters; `threshold` None: plain."""
+    from heedful.vllm import sampling_params, tokens_prompt
+
+    tokenizer = llm.get_tokenizer()
+    method = None if threshold is None else Directer(threshold=threshold)
+    options = {"temperature": 0.0, "max_tokens": tokens, "ignore_eos": True, **more}
+    listed = prompts(None, count)
+    return (
+        [tokens_prompt(tokenizer, *one) for one in listed],
+        [sampling_params(tokenizer, one[0], method=method, **options) for one in listed],
+    )
+
+
+def _timed(llm: Any, asked: dict[str, Any]) -> dict[str, float]:
+    """Seconds of one batch, and the share of its steps at which the gate was open."""
+    requests = _requests(llm, asked["count"], asked["tokens"], asked["threshold"])
+    before = _counted()
+    begun = time.perf_counter()
+    llm.generate(*requests, use_tqdm=False)
+    seconds = time.perf_counter() - begun
+    counts = [after - earlier for after, earlier in zip(_counted(), before, strict=True)]
+    return {"seconds": seconds, "open": 1 - counts[0] / sum(counts) if sum(counts) else 0.0}
+
+
+def _counted() -> list[float]:
+    from prometheus_client import REGISTRY
+
+    return [REGISTRY.get_sample_value("heedful_tokens_total", {"decision": name}) or 0.0 for name in COUNTED]
+
+
+def _ratios(llm: Any, asked: dict[str, Any]) -> list[float]:
+    """`p_second / p_top` of every step of a plain batch: the gate opens where it is at least β."""
+    from math import exp
+
+    outputs = llm.generate(*_requests(llm, asked["count"], asked["tokens"], None, logprobs=2), use_tqdm=False)
+    found = []
+    for output in outputs:
+        for step in output.outputs[0].logprobs:
+            top, second = sorted((entry.logprob for entry in step.values()), reverse=True)[:2]
+            found.append(exp(second - top))
+    return found
+
+
+def measure(options: argparse.Namespace) -> dict[str, Any]:
+    """All rounds, and what they come to."""
+    stock, plugin = Worker(options, "off"), Worker(options, "on")
+    try:
+        ratios = sorted(plugin.ask(kind="ratios", count=8, tokens=options.tokens))
+        threshold = ratios[int(len(ratios) * (1 - options.rate))]
+        figures: dict[str, Any] = {"machine": machine(options.threads, options.dtype, "cpu"), "threshold": threshold}
+        for count in options.counts:
+            rounds = []
+            for number in range(options.rounds + 1):  # the first is for warming up
+                same = {"kind": "timed", "count": count, "tokens": options.tokens}
+                seconds = [worker.ask(**same, threshold=None)["seconds"] for worker in (stock, plugin)]
+                steered = plugin.ask(**same, threshold=threshold)
+                if number:
+                    rounds.append((*seconds, steered["seconds"], steered["open"]))
+            figures[f"{count} requests"] = summary(rounds)
+        return figures
+    finally:
+        stock.end()
+        plugin.end()
+
+
+def summary(rounds: list[tuple[float, float, float, float]]) -> dict[str, Any]:
+    """Ratios of speed from `(stock, plug-in unsteered, steered)` seconds and the gate's opening rate of each round."""
+    plain, steered = ([one[0] / one[1] for one in rounds], [one[1] / one[2] for one in rounds])
+    return {
+        "plug-in installed ÷ stock": round(statistics.median(plain), 3),
+        "steered ÷ plain": round(statistics.median(steered), 3),
+        "gate open": round(statistics.median(one[3] for one in rounds), 3),
+        "stock seconds": round(statistics.median(one[0] for one in rounds), 3),
+        "rounds": [[round(value, 3) for value in one] for one in rounds],
+    }
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description="What the vLLM plug-in costs")
+    parser.add_argument("--model", help="a folder or hub id; default: the built-in model")
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--tokens", type=int, default=48)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--counts", type=int, nargs="+", default=[1, 32])
+    parser.add_argument("--rate", type=float, default=0.12, help="share of steps at which the gate is to open")
+    parser.add_argument("--threads", type=int, default=int(os.environ.get("OMP_NUM_THREADS", "1")))
+    parser.add_argument("--worker", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.worker:
+        work(json.loads(options.worker))
+        return
+    options.model = options.model or str(default_model_path(progress=False))
+    print(json.dumps(measure(options), indent=2, ensure_ascii=False))
+
+
+if __name__ == "__main__":
+    main()
