@@ -106,15 +106,20 @@ def test_chunked_prefill_and_prefix_caching_and_preemption(llama: Pair) -> None:
     cases += [replace(one, method=None) for one in cases[:2]]
     wanted = expected(llama.model, cases)
     assert generated(llm, cases) == wanted
+    static = case(0, method=heedful.KeyScaling())
+    params = static.params(ignore_eos=False, stop_token_ids=[7])
+    ended = llm.generate([static.vllm_prompt], [params], use_tqdm=False)[0]
+    assert list(ended.outputs[0].token_ids) == [7]  # steered keys must not come into a shared cache
     assert generated(llm, cases) == wanted  # now all of it is read from the cache
     metrics = {metric.name: metric for metric in llm.get_metrics()}
     assert metrics["vllm:num_preemptions"].value > 0
     assert metrics["vllm:prefix_cache_hits"].value > 0
 
 
-def test_sampling_goes_on_after_a_preemption(llama: Pair) -> None:
+def test_sampling_and_static_steering_go_on_after_a_preemption(llama: Pair) -> None:
     llm = tiny.llm(llama.path, block_size=32, max_num_seqs=8, max_model_len=256, num_gpu_blocks_override=12)
     cases = [case(seed, 40, new=60, sampling=heedful.Sampling(temperature=1.0, seed=seed)) for seed in range(6)]
+    cases += [case(seed, 40, new=60, method=heedful.KeyScaling(3.0)) for seed in range(3)]
     assert generated(llm, cases) == expected(llama.model, cases)
     assert {metric.name: metric for metric in llm.get_metrics()}["vllm:num_preemptions"].value > 0
 

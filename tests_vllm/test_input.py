@@ -38,6 +38,8 @@ BAD = [
     ({**GOOD, "spans": [[2, 41]]}, "heedful.spans: 2:41 lies outside the prompt"),
     ({**GOOD, "spans": [[5, 5]]}, "heedful.spans holds the empty range"),
     ({**GOOD, "spans": [[-1, 5]]}, "heedful.spans must be a whole number of at least 0"),
+    ({**GOOD, "spans": [[2, 5], [4, 6]]}, "overlaps another range"),
+    ({"spans": [[0, 2**40]], "prompt_tokens": 2**40}, "prompt_tokens must be a whole number of at most"),
     ({**GOOD, "spans": []}, "heedful.spans must be a list"),
     ({**GOOD, "spans": [[1, 2, "x"]]}, "token weights"),
     ({"spans": [[2, 5]]}, "heedful.prompt_tokens is missing"),
@@ -179,7 +181,7 @@ def test_the_self_check_sees_hooks_that_do_not_steer(llm: Any, monkeypatch: pyte
 
     selfcheck.check(HOST)
     if fault == "skipped":
-        monkeypatch.setattr(SteeredPass, "_changes", lambda self, index, candidate: False)
+        monkeypatch.setattr(SteeredPass, "_changes", lambda self, index, candidate, previous: False)
     elif fault == "kept":
         monkeypatch.setattr(steered._Stored, "put_back", lambda self, key, value: None)
     else:

@@ -18,6 +18,7 @@ from heedful.recipe import Method, Recipe, recipe_of
 from heedful.spans import TokenSpan
 
 NAME = "heedful"
+MAX_TOKENS = 1 << 20  # of a prompt: what is asked must not fill memory before vLLM has seen the prompt
 FIELDS = ("spans", "prompt_tokens", "method", "strength", "threshold")
 
 
@@ -71,7 +72,7 @@ def read(extra_args: Mapping[str, Any] | None) -> Asked | None:
     if isinstance(given, str):
         try:
             given = json.loads(given)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise OptionError(f"{NAME} is no JSON: {error}") from error
     if not isinstance(given, Mapping):
         raise OptionError(f"{NAME} must be an object with {', '.join(FIELDS)}; got {given!r:.80}")
@@ -83,7 +84,7 @@ def read(extra_args: Mapping[str, Any] | None) -> Asked | None:
         return None
     if "prompt_tokens" not in given:
         raise OptionError(f"{NAME}.prompt_tokens is missing: how many tokens the prompt has")
-    tokens = whole(f"{NAME}.prompt_tokens", given["prompt_tokens"], low=1)
+    tokens = whole(f"{NAME}.prompt_tokens", given["prompt_tokens"], low=1, high=MAX_TOKENS)
     recipe = _steerable(method)
     span = _span(given.get("spans"), tokens)
     return Asked(TokenSpan(*recipe.span(span.positions, span.weights, tokens)), tokens, method, recipe)
@@ -126,6 +127,8 @@ def _span(given: Any, prompt_tokens: int) -> TokenSpan:
     where = f"{NAME}.spans"
     if not isinstance(given, (list, tuple)) or not given:
         raise SpanError(f"{where} must be a list of [start, end) token ranges, at least one; got {given!r:.80}")
+    if len(given) > prompt_tokens:
+        raise SpanError(f"{where} are {len(given)} ranges over {prompt_tokens} tokens: some must overlap")
     weights: dict[int, float] = {}
     for run in given:
         if not isinstance(run, (list, tuple)) or len(run) not in (2, 3):
@@ -135,6 +138,8 @@ def _span(given: Any, prompt_tokens: int) -> TokenSpan:
             raise SpanError(f"{where} holds the empty range {start}:{end}")
         if end > prompt_tokens:
             raise SpanError(f"{where}: {start}:{end} lies outside the prompt, which has {prompt_tokens} tokens")
+        if any(at in weights for at in range(start, end)):
+            raise SpanError(f"{where}: {start}:{end} overlaps another range")
         weights |= dict.fromkeys(range(start, end), run[2] if len(run) == 3 else 1.0)
     positions = tuple(sorted(weights))
     return TokenSpan(positions, tuple(weights[position] for position in positions))

@@ -29,7 +29,8 @@ PROBE_ROWS = 512  # of one ranking forward
 class State:
     """One steered request in the batch. `output` is vLLM's own list of what it has generated so far.
 
-    `sets` None: not ranked yet. `refused`: why it ends at once.
+    `sets` None: not ranked yet. `refused`: why it ends at once. `is_replayed`: steered statically, whether the tokens
+    generated before a preemption are stored as steered again.
     """
 
     asked: Asked
@@ -44,6 +45,12 @@ class State:
     span_slots: torch.Tensor | None = None
     factors: torch.Tensor | None = None
     random: torch.Generator | None = None
+    is_replayed: bool = False
+
+    def token(self, position: int) -> int:
+        """The token at a position of prompt and answer."""
+        length = len(self.prompt)
+        return self.prompt[position] if position < length else self.output[position - length]
 
     @property
     def is_gated(self) -> bool:
@@ -95,8 +102,8 @@ class Decider:
 
     # What a forward needs
 
-    def _part(self, item: Ready, raw: Raw, sets: tuple[frozenset[int], ...], *, probe: bool = False) -> Part:
-        """A request's share of a forward for its current token, or for its prompt's last as the probe."""
+    def _part(self, item: Ready, raw: Raw, sets: tuple[frozenset[int], ...], at: int | None = None) -> Part:
+        """A request's share of a forward for its current token, or for that at position `at`."""
         state, table = item.state, raw.block_table[item.row]
         if state.span_slots is None:
             span = state.asked.span
@@ -104,8 +111,8 @@ class Decider:
             state.span_slots = self.host.slot(table, torch.tensor(span.positions, device=table.device))
             state.factors = steerer.factors(torch.tensor(span.weights, device=table.device))  # type: ignore[union-attr]
         assert state.factors is not None
-        position = (len(state.prompt) if probe else item.seq_len) - 1
-        token = int(state.prompt[-1]) if probe else raw.token(item.row)
+        position = item.seq_len - 1 if at is None else at
+        token = raw.token(item.row) if at is None else state.token(at)
         past = len(state.span_slots) - (state.asked.span.positions[-1] >= position)  # a row's own key is not scaled
         slot = int(self.host.slot(table, torch.tensor([position], device=table.device)))
         return Part(token, position, table, slot, state.span_slots[:past], state.factors[:past], sets)
@@ -147,7 +154,7 @@ class Decider:
             else:
                 probed.append(item)
         sets = (frozenset[int](), *(frozenset([layer]) for layer in range(layers)))
-        parts = [self._part(item, raw, sets, probe=True) for item in probed]
+        parts = [self._part(item, raw, sets, len(item.state.prompt) - 1) for item in probed]
         most = max(1, PROBE_ROWS // len(sets))
         for group in self._groups(parts) if parts else []:
             for begin in range(0, len(group), most):
@@ -208,6 +215,9 @@ class Decider:
         """Adds the tokens that a trial yields; `tried` are places in `ready`, of which `own` are the raw logits."""
         for keeps in (False, True):
             items = [at for at in tried if ready[at].state.is_gated != keeps]
+            if keeps:
+                for at in items:
+                    self._replay(ready[at], raw)
             most = max((len(ready[at].state.sets or ()) for at in items), default=0)
             parts = [self._part(ready[at], raw, _padded(ready[at].state.sets or (), most)) for at in items]
             for group in self._groups(parts) if parts else []:
@@ -216,6 +226,14 @@ class Decider:
                 steered = self.host.model.compute_logits(hidden.flatten(0, 1)).float().view(*hidden.shape[:2], -1)
                 self._alike(steered, [ready[at].state for at in members], own[members])
                 self._judge(ready, members, steered, own[members], totals[members], tokens, done)
+
+    def _replay(self, item: Ready, raw: Raw) -> None:
+        """After a preemption vLLM has read the answer so far as if it were prompt: stores it steered, as it was."""
+        state = item.state
+        if state.output and not state.is_replayed:
+            for position in range(len(state.prompt) - 1, item.seq_len - 1):
+                self.host.forward([self._part(item, raw, state.sets or (), position)], keeps=True)
+        state.is_replayed = True
 
     def _alike(self, steered: torch.Tensor, states: Sequence[State], own: torch.Tensor) -> None:
         """Does to the steered logits `(candidates, requests, vocab)` what vLLM has done to the raw ones."""

@@ -38,10 +38,10 @@ RENDERED_BY = (
     "add_generation_prompt",
     "continue_final_message",
     "add_special_tokens",
-    "chat_template",
     "chat_template_kwargs",
     "tools",
 )
+RESERVED = ("add_generation_prompt", "chat_template", "continue_final_message", "messages", "tokenize")
 
 
 class Heed:
@@ -79,7 +79,7 @@ class Heed:
             return body
         try:
             data = json.loads(body)
-        except ValueError:
+        except (ValueError, RecursionError):
             return body
         if not isinstance(data, dict):
             return body
@@ -100,8 +100,7 @@ class Heed:
         messages: Any = data.get("messages")
         if asked is None and "<heed" not in json.dumps(messages).lower():
             return False
-        template = {key: data[key] for key in ("chat_template",) if data.get(key) is not None}
-        template |= data.get("chat_template_kwargs") or {}
+        template = _template_options(data)
         clean = [
             {**message, "content": content}
             for message, (_, content) in zip(messages or [], turns(messages), strict=True)
@@ -138,6 +137,8 @@ class Heed:
         marked = await loop.run_in_executor(self._encoding, self._mark, scope, messages, asked, template)
         if marked.method is None:
             return None
+        if not isinstance(data.get("vllm_xargs") or {}, dict):
+            raise OptionError("vllm_xargs must be an object")
         spelled = extra_args(marked.prompt, marked.method)[NAME]
         data["vllm_xargs"] = {**(data.get("vllm_xargs") or {}), NAME: json.dumps(spelled)}
         prompt: EncodedPrompt = marked.prompt
@@ -145,7 +146,7 @@ class Heed:
 
     def _mark(self, scope: Scope, messages: Messages, asked: Heedful | None, template: Mapping[str, Any]) -> Any:
         if self._tokenizer is None:
-            self._tokenizer = _tokenizer(scope["app"].state.vllm_config.model_config)
+            self._tokenizer = _tokenizer(scope["app"].state)
         return mark(_Encoder(self._tokenizer, template), messages, asked, DEFAULT, "")
 
     async def _compare(self, scope: Scope, data: dict[str, Any], encoded: EncodedPrompt) -> None:
@@ -163,12 +164,12 @@ class Heed:
 
 
 class _Encoder:
-    """A tokenizer with a request's own template and template options."""
+    """A tokenizer with a request's own options of the template."""
 
     def __init__(self, tokenizer: Any, template: Mapping[str, Any]) -> None:
         self._tokenizer, self._template = tokenizer, dict(template)
         self.is_fast = getattr(tokenizer, "is_fast", True)
-        self.chat_template = self._template.get("chat_template") or tokenizer.chat_template
+        self.chat_template = tokenizer.chat_template
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self._tokenizer(*args, **kwargs)
@@ -182,12 +183,27 @@ class _Encoder:
         return encode(self, prompt, instructions, raw=raw)
 
 
-def _tokenizer(config: Any) -> Any:
-    from transformers import AutoTokenizer
+def _template_options(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Raises `OptionError` for what would change how a prompt is built beyond what its template foresees."""
+    if data.get("chat_template") is not None:
+        raise OptionError("chat_template cannot be combined with heeding; start vLLM with --chat-template")
+    options = data.get("chat_template_kwargs") or {}
+    if not isinstance(options, dict) or any(key in options for key in RESERVED):
+        raise OptionError(f"chat_template_kwargs must be an object without {', '.join(RESERVED)}")
+    return options
 
-    return AutoTokenizer.from_pretrained(
+
+def _tokenizer(state: Any) -> Any:
+    """vLLM's tokenizer, loaded once more for this module alone, with the server's chat template."""
+    from transformers import AutoTokenizer
+    from vllm.renderers.chat_utils import load_chat_template
+
+    config = state.vllm_config.model_config
+    tokenizer = AutoTokenizer.from_pretrained(
         config.tokenizer, revision=config.tokenizer_revision, trust_remote_code=config.trust_remote_code
     )
+    tokenizer.chat_template = load_chat_template(state.args.chat_template) or tokenizer.chat_template
+    return tokenizer
 
 
 def _after_a_first_token(scope: Scope, send: Send) -> Send:

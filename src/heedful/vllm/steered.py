@@ -60,6 +60,7 @@ class SteeredPass:
             [[[layer in chosen for chosen in part.sets] for part in self.parts] for layer in range(self.num_layers)]
         ).transpose(1, 2)  # (layers, candidates, parts)
         self._is_on = is_on.tolist()
+        self._leaders = _leaders(self._is_on)
         scaled = torch.where(is_on.to(device)[:, :, owner], factors, 1.0)
         self._factors = scaled[..., None, None]  # (layers, candidates, span tokens, 1, 1)
         self._all = factors[:, None, None]
@@ -95,21 +96,27 @@ class SteeredPass:
         key, value = key.contiguous(), value.contiguous()
         stored = _Stored(impl, layer, cache, self._slots, *self.layout.read(cache, self._slots))
         try:
+            previous = None
             for candidate, rows in enumerate(self._rows):
+                leader = self._leaders[index][candidate]
+                if leader != candidate:
+                    output[rows] = output[self._rows[leader]]
+                    continue
                 if self._is_shared and len(set(self._is_on[index][candidate])) > 1:
                     self._attend_shared(impl, layer, index, candidate, stored, (query, key, value), cache, output)
                     continue
-                stored.put(self._factors[index, candidate], key[rows], value[rows], self._changes(index, candidate))
+                stored.put(self._factors[index, candidate], key[rows], value[rows], self._changes(index, candidate, previous))
+                previous = candidate
                 impl.attend(layer, query[rows], key[rows], value[rows], cache, self.metadata, output[rows])
         finally:
             stored.put_back(key if self.keeps else None, value)
         if self.watched is not None:
             self.watched.append((index, query.clone(), output.clone()))
 
-    def _changes(self, index: int, candidate: int) -> bool:
-        """Whether the span's keys are to be written anew for this candidate; if not, they are as the last left them."""
+    def _changes(self, index: int, candidate: int, previous: int | None) -> bool:
+        """Whether the span's keys are to be written anew; if not, they are as the `previous` candidate left them."""
         on = self._is_on[index]
-        return candidate == 0 or self._is_shared or on[candidate] != on[candidate - 1]
+        return previous is None or self._is_shared or on[candidate] != on[previous]
 
     def _attend_shared(
         self,
@@ -131,6 +138,19 @@ class SteeredPass:
             stored.put(factors, key, value, True)
             impl.attend(layer, query, key, value, cache, self.metadata, found)
             output[rows][on == is_on] = found[on == is_on]
+
+
+def _leaders(is_on: list[list[list[bool]]]) -> list[list[int]]:
+    """For each layer and candidate the first candidate whose rows are the same up to there: it is computed for all.
+
+    Most of a ranking's rows are the raw one until the layer that they are to steer.
+    """
+    leaders, so_far = [], [0] * len(is_on[0])
+    for layer in is_on:
+        first: dict[tuple[int, tuple[bool, ...]], int] = {}
+        so_far = [first.setdefault((so_far[at], tuple(on)), at) for at, on in enumerate(layer)]
+        leaders.append(so_far)
+    return leaders
 
 
 class _Stored:
