@@ -1,7 +1,8 @@
 """vLLM with the plug-in against vLLM without, and steered against plain, interleaved: `python -m heedful.bench.vllm`.
 
 Two vLLMs run in processes of their own, one with `HEEDFUL_VLLM=off`; only one works at a time, and all figures are
-ratios of medians of the same rounds. The gate's threshold is set so that it opens at the asked share of the steps.
+ratios of the same rounds, of wall-clock and of processor time: on a machine that is shared, only the latter tells. The
+gate's threshold is set so that it opens at the asked share of the steps.
 """
 
 from __future__ import annotations
@@ -83,11 +84,11 @@ def _timed(llm: Any, asked: dict[str, Any]) -> dict[str, float]:
     """Seconds of one batch, and the share of its steps at which the gate was open."""
     requests = _requests(llm, asked["count"], asked["tokens"], asked["threshold"])
     before = _counted()
-    begun = time.perf_counter()
+    begun, begun_cpu = time.perf_counter(), time.process_time()
     llm.generate(*requests, use_tqdm=False)
-    seconds = time.perf_counter() - begun
+    seconds, cpu_seconds = time.perf_counter() - begun, time.process_time() - begun_cpu
     counts = [after - earlier for after, earlier in zip(_counted(), before, strict=True)]
-    return {"seconds": seconds, "open": 1 - counts[0] / sum(counts) if sum(counts) else 0.0}
+    return {"seconds": seconds, "cpu_seconds": cpu_seconds, "open": 1 - counts[0] / sum(counts) if sum(counts) else 0.0}
 
 
 def _counted() -> list[float]:
@@ -117,13 +118,12 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         threshold = ratios[int(len(ratios) * (1 - options.rate))]
         figures: dict[str, Any] = {"machine": machine(options.threads, options.dtype, "cpu"), "threshold": threshold}
         for count in options.counts:
-            rounds = []
+            rounds: list[list[dict[str, float]]] = []
             for number in range(options.rounds + 1):  # the first is for warming up
                 same = {"kind": "timed", "count": count, "tokens": options.tokens}
-                seconds = [worker.ask(**same, threshold=None)["seconds"] for worker in (stock, plugin)]
-                steered = plugin.ask(**same, threshold=threshold)
-                if number:
-                    rounds.append((*seconds, steered["seconds"], steered["open"]))
+                asked = ((stock, None), (plugin, None), (plugin, threshold))
+                found = [worker.ask(**same, threshold=beta) for worker, beta in asked]
+                rounds += [found] if number else []
             figures[f"{count} requests"] = summary(rounds)
         return figures
     finally:
@@ -131,16 +131,20 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         plugin.end()
 
 
-def summary(rounds: list[tuple[float, float, float, float]]) -> dict[str, Any]:
-    """Ratios of speed from `(stock, plug-in unsteered, steered)` seconds and the gate's opening rate of each round."""
-    plain, steered = ([one[0] / one[1] for one in rounds], [one[1] / one[2] for one in rounds])
+def summary(rounds: list[list[dict[str, float]]]) -> dict[str, Any]:
+    """Ratios of speed, each the median of the rounds', from what stock, unsteered and steered batches took."""
+
+    def speed(fast: int, slow: int, clock: str) -> float:
+        return round(statistics.median(one[fast][clock] / one[slow][clock] for one in rounds), 3)
+
     return {
-        "plug-in installed ÷ stock": round(statistics.median(plain), 3),
-        "steered ÷ plain": round(statistics.median(steered), 3),
-        "gate open": round(statistics.median(one[3] for one in rounds), 3),
-        "stock seconds": round(statistics.median(one[0] for one in rounds), 3),
-        "rounds": [[round(value, 3) for value in one] for one in rounds],
-    }
+        clock: {
+            "plug-in installed ÷ stock": speed(0, 1, clock),
+            "steered ÷ plain": speed(1, 2, clock),
+            "rounds": [[round(each[clock], 3) for each in one] for one in rounds],
+        }
+        for clock in ("seconds", "cpu_seconds")
+    } | {"gate open": round(statistics.median(one[2]["open"] for one in rounds), 3)}
 
 
 def main() -> None:

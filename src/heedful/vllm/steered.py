@@ -105,7 +105,9 @@ class SteeredPass:
                 if self._is_shared and len(set(self._is_on[index][candidate])) > 1:
                     self._attend_shared(impl, layer, index, candidate, stored, (query, key, value), cache, output)
                     continue
-                stored.put(self._factors[index, candidate], key[rows], value[rows], self._changes(index, candidate, previous))
+                stored.put(
+                    self._factors[index, candidate], key[rows], value[rows], self._changes(index, candidate, previous)
+                )
                 previous = candidate
                 impl.attend(layer, query[rows], key[rows], value[rows], cache, self.metadata, output[rows])
         finally:
