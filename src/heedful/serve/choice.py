@@ -28,13 +28,14 @@ class Logprob:
 
 @dataclass(frozen=True)
 class Piece:
-    """What one token adds to a choice; `finish_reason` with its last."""
+    """What one token adds to a choice; `finish_reason` with its last. `token`: what the engine said of it."""
 
     index: int
     text: str
     step: Step
     logprob: Logprob | None
     finish_reason: FinishReason | None
+    token: Token
 
 
 @dataclass
@@ -79,7 +80,7 @@ class Choice:
         if self.wants_logprobs and self.finish_reason != "eos":
             logprob = self._logprob(step, token, offset)
             self.logprobs.append(logprob)
-        return Piece(self.index, text, step, logprob, self.finish_reason)
+        return Piece(self.index, text, step, logprob, self.finish_reason, token)
 
     def _logprob(self, step: Step, token: Token, offset: int) -> Logprob:
         value = math.log(step.p_raw) if step.p_raw > 0 else UNLIKELIEST

@@ -14,6 +14,7 @@ from typing import Any
 
 from heedful.errors import ContextLengthError, OptionError
 from heedful.generate import LM
+from heedful.prompt import EncodedPrompt, Instructions
 from heedful.recipe import Method
 from heedful.sampling import Sampling
 from heedful.serve.choice import Choice
@@ -58,6 +59,12 @@ class Service:
         recipe.check(self.lm.engine.shape)
         if recipe.contrast is not None and self.engine.status().num_slots < 2:
             raise OptionError("the method needs two slots for each answer, and there is one: --max-batch 2 or more")
+
+    async def encode(self, messages: list[dict[str, str]], instructions: Instructions) -> EncodedPrompt:
+        """A conversation as tokens, read off the event loop. Raises the `HeedfulError` that says what is wrong."""
+        self._refuse_if_long(messages)
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._encoder, self.lm.encode, messages, instructions)
 
     async def chat(self, request: ChatRequest, owner: str | None) -> Asked:
         """Starts a chat answer. Raises the `HeedfulError` that says why it cannot be had."""

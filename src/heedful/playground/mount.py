@@ -1,0 +1,124 @@
+"""Puts the page into a server, behind a door: the paths that the page needs, and nothing else of Gradio's."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import MutableMapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+from fastapi import FastAPI
+from starlette.datastructures import MutableHeaders
+from starlette.responses import PlainTextResponse, RedirectResponse
+from starlette.routing import Mount
+
+from heedful.playground.app import build
+from heedful.serve.guard import App, Message, Receive, Send
+from heedful.serve.protocol import Engine
+from heedful.serve.service import Service
+
+PATH = "/playground"
+HERE = Path(__file__).parent
+SECONDS_BETWEEN = 0.5  # looks at whether the server is shutting down
+
+# What the page asks for. Gradio can do more: upload and serve files, fetch from other hosts, be called as an API.
+PAGES = ("", "/", "/config", "/theme.css", "/favicon.ico", "/manifest.json")
+FOLDERS = ("/assets/", "/static/")
+API = ("/queue/join", "/queue/data", "/cancel", "/reset", "/startup-events", "/app_id")
+HEARTBEAT = "/gradio_api/heartbeat/"
+
+# Gradio's page needs inline scripts and compiles its templates; nothing is ever loaded from another place.
+POLICY = (
+    "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
+    "img-src 'self' data: blob:; font-src 'self' data:; connect-src 'self'; object-src 'none'; "
+    "frame-ancestors 'none'; base-uri 'self'; form-action 'none'"
+)
+HEADERS = {
+    "content-security-policy": POLICY,
+    "referrer-policy": "no-referrer",
+    "x-content-type-options": "nosniff",
+}
+
+
+def mount(app: FastAPI, service: Service) -> None:
+    """Adds the page to the server's application at `PATH`; the first page leads there."""
+    gr.mount_gradio_app(
+        app,
+        build(service),
+        PATH,
+        footer_links=[],
+        run_history=False,
+        show_error=False,
+        ssr_mode=False,
+        enable_monitoring=False,
+        pwa=False,
+        mcp_server=False,
+        max_file_size=0,
+        theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
+        css=(HERE / "page.css").read_text(encoding="utf-8"),
+        head=f"<script>{(HERE / 'page.js').read_text(encoding='utf-8')}</script>",
+    )
+    (route,) = (route for route in app.routes if isinstance(route, Mount) and route.path == PATH)
+    route.app = Door(route.app, service.engine)
+
+    @app.get("/", include_in_schema=False)
+    async def first_page() -> RedirectResponse:
+        return RedirectResponse(PATH)
+
+
+@dataclass(frozen=True)
+class Door:
+    """Lets through what the page needs, takes out what would let other sites' pages read along."""
+
+    app: App
+    engine: Engine
+
+    async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+        """One request."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        path = scope["path"].removeprefix(PATH)
+        if scope["method"] not in ("GET", "HEAD", "POST") or not is_needed(path):
+            await PlainTextResponse("no such path", 404)(scope, receive, send)
+            return
+        if path.startswith(HEARTBEAT):
+            receive = _until(self.engine, receive)
+        await self.app(scope, receive, _guarded(send))
+
+
+def is_needed(path: str) -> bool:
+    """Whether the page asks for this path below its own."""
+    if path.startswith("/gradio_api/"):
+        return path.removeprefix("/gradio_api").rstrip("/") in API or path.startswith(HEARTBEAT)
+    return path in PAGES or path.startswith(FOLDERS)
+
+
+def _guarded(send: Send) -> Send:
+    async def guarded(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            headers = MutableHeaders(scope=message)
+            for name in [name for name in headers if name.startswith("access-control-")]:
+                del headers[name]
+            headers.update(HEADERS)
+        await send(message)
+
+    return guarded
+
+
+def _until(engine: Engine, receive: Receive) -> Receive:
+    """Ends a connection that an open page holds for good, once the server shuts down: it would wait for it."""
+
+    async def until() -> Message:
+        hearing = asyncio.ensure_future(receive())
+        try:
+            while not (await asyncio.wait({hearing}, timeout=SECONDS_BETWEEN))[0]:
+                if engine.status().state in ("draining", "stopped"):
+                    return {"type": "http.disconnect"}
+            return hearing.result()
+        finally:
+            hearing.cancel()
+
+    return until
