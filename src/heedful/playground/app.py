@@ -22,7 +22,11 @@ from heedful.playground.state import Column, Inputs, Screen, inputs_of
 from heedful.serve.service import Service
 
 TITLE = "Heedful playground"
+ABOUT = "What steering does to an answer, token by token. An example to begin with:"
 READY = "Mark what matters, choose methods, press Run (Ctrl+Enter)."
+QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+MOST_SESSIONS = 64  # whose last answers are kept, for Save file
+MOST_EVENTS = 256  # that wait; beyond, Gradio says that the queue is full
 RUN = "run"  # what the page is told when it should run by itself
 
 
@@ -98,7 +102,7 @@ def build(service: Service) -> gr.Blocks:
     """The page over a running server; `mount` puts it there."""
     page = Page(service)
     with gr.Blocks(title=TITLE, analytics_enabled=False, fill_width=True) as blocks:
-        gr.HTML(f"<h1>{TITLE}</h1><p>What steering does to an answer, token by token.</p>", elem_id="hp-title")
+        gr.HTML(f"<h1>{TITLE}</h1><p>{ABOUT}</p>", elem_id="hp-title")
         chosen = _example_buttons()
         fields, marking = _inputs(service)
         buttons = _actions()
@@ -108,10 +112,8 @@ def build(service: Service) -> gr.Blocks:
         _wire_exchange(page, fields, buttons, out, blocks)
         for button, example in zip(chosen, EXAMPLES, strict=True):
             button.click(lambda inputs=example.inputs: put(inputs), None, fields.all, **QUIET)
-    return blocks
-
-
-QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private", "concurrency_limit": None}
+    blocks.state_session_capacity = MOST_SESSIONS
+    return blocks.queue(max_size=MOST_EVENTS, default_concurrency_limit=4)
 
 
 class Outputs:
@@ -133,7 +135,6 @@ class Outputs:
 
 def _example_buttons() -> list[gr.Button]:
     with gr.Row(elem_id="hp-examples"):
-        gr.HTML("Examples:", elem_classes="hp-label", scale=0, min_width=90)
         return [gr.Button(example.name, size="sm", scale=0, min_width=90) for example in EXAMPLES]
 
 
@@ -145,9 +146,10 @@ def _inputs(service: Service) -> tuple[Fields, dict[str, Any]]:
                 heed = gr.Button("Heed selection (Alt+M)", elem_id="hp-heed", size="sm", min_width=150)
                 find = gr.Button("Find them", elem_id="hp-find", size="sm", min_width=90)
             preview = gr.HTML("", elem_id="hp-preview")
+            checks = Fields.user_checks()
         with gr.Column(scale=2, min_width=300):
             names = tuple(dict.fromkeys((service.config.method, *NAMES)))
-            fields = Fields.of(texts, names, service.config.max_tokens)
+            fields = Fields.of(texts, checks, names, service.config.max_tokens)
     return fields, {"heed": heed, "find": find, "preview": preview}
 
 
@@ -189,7 +191,8 @@ def _wire_run(page: Page, fields: Fields, buttons: dict[str, gr.Button], out: Ou
             async for look in looks:
                 yield look
 
-    running = buttons["run"].click(run, set(fields.all), out.shown, **QUIET)
+    # The engine says itself how many answers it has room for.
+    running = buttons["run"].click(run, set(fields.all), out.shown, concurrency_limit=None, **QUIET)
     buttons["stop"].click(lambda: render.note("Stopped."), None, out.note, cancels=[running], **QUIET)
 
 

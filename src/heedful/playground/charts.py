@@ -18,15 +18,16 @@ def figures(columns: Sequence[Column]) -> str:
     if not any(column.tokens for column in columns):
         return ""
     charts = "".join(
-        f'<figure class="hp-figure"><figcaption>{escape(column.method)}: layers steered at each token, '
-        f"and how sensitive each layer is</figcaption>{_layers(column)}</figure>"
+        f'<figure class="hp-figure"><figcaption><b>{escape(column.method)}</b>: layers steered at each token, '
+        f"and each layer's sensitivity</figcaption>{_layers(column)}</figure>"
         for column in columns
-        if any(token.layers for token in column.tokens)
     )
-    return f'<div class="hp-columns hp-figures">{charts}{_speeds(columns)}</div>'
+    return f'<div class="hp-columns hp-charts">{charts}</div>{_speeds(columns)}'
 
 
 def _layers(column: Column) -> str:
+    if not any(token.layers for token in column.tokens):
+        return '<p class="hp-hint">No layer was steered.</p>'
     cell_width = MAP_WIDTH / max(len(column.tokens), 1)
     cell_height = MAP_HEIGHT / max(column.num_layers, 1)
     inside = _axes(column) + _map(column, cell_width, cell_height) + _bars(column, cell_height)

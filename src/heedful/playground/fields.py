@@ -52,9 +52,14 @@ class Fields:
         prompt = gr.Textbox(label="Prompt", info=info, lines=3, max_lines=16, elem_id="hp-prompt", autofocus=True)
         return system, prompt
 
+    @staticmethod
+    def user_checks() -> Any:
+        """The checks of each answer."""
+        return gr.Textbox(label="Checks of each answer", info=CHECKS, lines=2, elem_id="hp-checks")
+
     @classmethod
-    def of(cls, texts: tuple[Any, Any], names: Sequence[str], most_tokens: int) -> Fields:
-        """All fields, the texts among them."""
+    def of(cls, texts: tuple[Any, Any], checks: Any, names: Sequence[str], most_tokens: int) -> Fields:
+        """All fields, those that are there among them."""
         start = Inputs()
         methods = gr.Dropdown(
             list(names),
@@ -67,34 +72,34 @@ class Fields:
             elem_id="hp-methods",
         )
         sliders = _sliders(start, min(MOST_TOKENS, most_tokens))
-        checks = gr.Textbox(label="Checks", info=CHECKS, lines=2, elem_id="hp-checks")
         return cls(**dict(zip(Inputs.model_fields, [*texts, methods, *sliders, checks], strict=True)))
 
 
 def _sliders(start: Inputs, most: int) -> list[Any]:
-    with gr.Row():
-        strength = gr.Slider(
-            0, 200, start.strength, step=1, label="Strength α", min_width=200, elem_id="hp-strength",
-            info="Directer and static: the marked tokens' keys are multiplied by it. 1 does nothing, 100 is usual.",
-        )  # fmt: skip
-        threshold = gr.Slider(
-            0, 1, start.threshold, step=0.05, label="Threshold β", min_width=200, elem_id="hp-threshold",
-            info="A steered token must be at least β times as likely as the model's own. 0 lets all pass.",
-        )  # fmt: skip
-    with gr.Row():
-        tokens = gr.Slider(
-            1, most, min(start.max_tokens, most), step=1, label="Tokens", min_width=200, elem_id="hp-tokens",
-            info="The longest answer.",
-        )  # fmt: skip
-        temperature = gr.Slider(
-            0, 2, start.temperature, step=0.05, label="Temperature", min_width=200, elem_id="hp-temperature",
-            info="0 always takes the likeliest token; higher draws more freely.",
-        )  # fmt: skip
-    seed = gr.Number(
-        start.seed, label="Seed", precision=0, minimum=0, maximum=LONGEST_SEED, elem_id="hp-seed",
-        info="The same seed draws the same answer.",
-    )  # fmt: skip
+    strength = _slider(
+        "Strength α",
+        200,
+        start.strength,
+        1,
+        "For directer and static: the marked tokens' keys times α. 1 does nothing.",
+    )
+    threshold = _slider(
+        "Threshold β",
+        1,
+        start.threshold,
+        0.05,
+        "A steered token must be at least β times as likely as the model's own.",
+    )
+    tokens = _slider("Tokens", most, min(start.max_tokens, most), 1, "Of the longest answer.", low=1)
+    temperature = _slider("Temperature", 2, start.temperature, 0.05, "0 takes the likeliest token; more draws freely.")
+    info = "The same seed draws the same answer."
+    seed = gr.Number(start.seed, label="Seed", precision=0, minimum=0, maximum=LONGEST_SEED, info=info)
     return [strength, threshold, tokens, temperature, seed]
+
+
+def _slider(label: str, high: float, value: float, step: float, info: str, low: float = 0) -> Any:
+    name = f"hp-{label.split()[0].lower()}"
+    return gr.Slider(low, high, value, step=step, label=label, info=info, elem_id=name)
 
 
 def put(inputs: Inputs) -> list[Any]:

@@ -35,6 +35,7 @@ POLICY = (
     "img-src 'self' data: blob:; font-src 'self' data:; connect-src 'self'; object-src 'none'; "
     "frame-ancestors 'none'; base-uri 'self'; form-action 'none'"
 )
+ICON = '<link rel="icon" href="data:,">'
 HEADERS = {
     "content-security-policy": POLICY,
     "referrer-policy": "no-referrer",
@@ -56,16 +57,18 @@ def mount(app: FastAPI, service: Service) -> None:
         pwa=False,
         mcp_server=False,
         max_file_size=0,
-        theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
+        theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]).set(
+            block_info_text_color="*neutral_600", block_info_text_color_dark="*neutral_400"
+        ),
         css=(HERE / "page.css").read_text(encoding="utf-8"),
-        head=f"<script>{(HERE / 'page.js').read_text(encoding='utf-8')}</script>",
+        head=f"{ICON}<script>{(HERE / 'page.js').read_text(encoding='utf-8')}</script>",
     )
     (route,) = (route for route in app.routes if isinstance(route, Mount) and route.path == PATH)
     route.app = Door(route.app, service.engine)
 
     @app.get("/", include_in_schema=False)
     async def first_page() -> RedirectResponse:
-        return RedirectResponse(PATH)
+        return RedirectResponse(f"{PATH}/")
 
 
 @dataclass(frozen=True)

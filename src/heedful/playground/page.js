@@ -110,9 +110,14 @@ window.heedful = (() => {
     anchor?.classList.remove("hp-at");
     anchor = token;
     token.classList.add("hp-at");
+    tip().classList.add("hp-open");
+    place();
+  }
+
+  function place() {
+    if (!anchor) return;
     const box = tip();
-    box.classList.add("hp-open");
-    const at = token.getClientRects()[0] ?? token.getBoundingClientRect();
+    const at = anchor.getClientRects()[0] ?? anchor.getBoundingClientRect();
     const { width, height } = box.getBoundingClientRect();
     const below = at.bottom + 8 + height <= innerHeight;
     box.style.left = `${Math.max(6, Math.min(at.left, innerWidth - width - 6))}px`;
@@ -189,7 +194,8 @@ window.heedful = (() => {
   document.addEventListener("selectionchange", remember);
   document.addEventListener("select", remember, true);
   addEventListener("hashchange", () => readLink() && press("hp-opened"));
-  addEventListener("scroll", (event) => event.target === document && hide(), true);
+  addEventListener("scroll", place, true);
+  addEventListener("resize", place);
   document.addEventListener("mouseover", (event) => {
     const token = event.target.closest?.(".hp-answer .hp-t");
     if (token) show(token);

@@ -18,7 +18,7 @@ LEGEND = (
     ("accepted", "accepted", "steered, and plausible; a small number says in how many layers, none: in all"),
     ("changed", "accepted, changed", "and not what the model would have said"),
     ("rejected", "rejected", "steering would have said something implausible"),
-    ("unchecked", "unchecked", "steered by a method that does not look"),
+    ("unchecked", "unchecked", "steered, and never held against the model's own choice"),
 )
 
 
@@ -94,7 +94,7 @@ def _token(token: Told, column: Column) -> str:
     # Blanks inside of a token stay as they are; what it would look like alone is told by the tooltip.
     text = escape(token.text) or f'<span class="hp-none">{NO_TEXT}</span>'
     few = kind in ("accepted", "changed") and 0 < token.layers < len(column.order)
-    layers = f"<sub>{token.layers}</sub>" if few else ""
+    layers = f"<sup>{token.layers}</sup>" if few else ""
     details = {
         "text": visible(token.text),
         "words": in_words(token, column),
