@@ -12,7 +12,7 @@ import gradio as gr
 from heedful.errors import HeedfulError
 from heedful.methods import NAMES
 from heedful.playground import charts, render
-from heedful.playground.asking import ask, encode, owner_of
+from heedful.playground.asking import ask, owner_of
 from heedful.playground.checks import Check, Verdict, parse_checks
 from heedful.playground.examples import EXAMPLES
 from heedful.playground.exchange import FRAGMENT, from_json, from_link, to_json, to_link
@@ -45,7 +45,7 @@ class Page:
         if not (system.strip() or prompt.strip()):
             return render.note("Type a prompt.")
         try:
-            return render.preview(await encode(self.service, inputs_of(system=system, prompt=prompt)))
+            return render.preview(await self.service.encode(inputs_of(system=system, prompt=prompt).messages))
         except HeedfulError as error:
             return render.note(str(error), is_error=True)
 

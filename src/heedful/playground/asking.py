@@ -83,12 +83,6 @@ def _rounded(p: float | None) -> float | None:
     return None if p is None else round(p, 4)
 
 
-async def encode(service: Service, inputs: Inputs) -> EncodedPrompt:
-    """The prompt as the server would read it. Raises the `HeedfulError` that says what is wrong."""
-    by_default = service.config.heed == "system" and inputs.system.strip()
-    return await service.encode(inputs.messages, "system" if by_default else None)
-
-
 def method_of(service: Service, spec: str, inputs: Inputs) -> Method | None:
     """The method that `spec` names, with the sliders' settings where it has such and says nothing of its own.
 
@@ -118,7 +112,7 @@ async def ask(service: Service, inputs: Inputs, owner: str) -> AsyncGenerator[tu
         raise OptionError(f"{inputs.max_tokens} tokens are asked for; this server generates at most {most}")
     methods = [method_of(service, spec, inputs) for spec in inputs.methods]
     service.engine.refuse_if_busy(len(methods), owner)
-    encoded = await encode(service, inputs)
+    encoded = await service.encode(inputs.messages)
     if not encoded.span and any(method is not None for method in methods):
         raise SpanError(
             "nothing is marked, so there is nothing to steer: select text and press Heed selection, "

@@ -29,6 +29,19 @@ def with_tags(clean: str, spans: Sequence[Span]) -> str:
     return "".join(pieces) + clean[read:]
 
 
+def _outside(clean: str, span: Span, tagged: Sequence[Span]) -> list[Span]:
+    """The parts of `span` that no tag marks yet, without outer blanks."""
+    pieces: list[Span] = []
+    start = span.start
+    for tag in (*tagged, Span(span.end, span.end + 1)):
+        part = clean[start : max(start, min(tag.start, span.end))]
+        if any(char.isalnum() for char in part):
+            first = start + len(part) - len(part.lstrip())
+            pieces.append(Span(first, first + len(part.strip())))
+        start = max(start, tag.end)
+    return pieces
+
+
 def mark_found(system: str, prompt: str) -> Marked:
     """Marks the instructions that are found. Raises `SpanError` for broken tags, `PromptError` for no text at all."""
     texts = [("system", system)] if system.strip() else []
@@ -39,7 +52,7 @@ def mark_found(system: str, prompt: str) -> Marked:
     for index, (role, text) in enumerate(texts):
         clean, tagged = parse_tags(text)
         here = [item.span for item in found if item.span.message in (index, None)]
-        new = [span for span in here if all(span.end <= tag.start or tag.end <= span.start for tag in tagged)]
+        new = [piece for span in here for piece in _outside(clean, span, tagged)]
         num_found += len(new)
         marked[role] = with_tags(clean, [*tagged, *new]) if new else text
     return Marked(marked["system"], marked["user"], num_found)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import MutableMapping
+import json
+from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,8 @@ SECONDS_BETWEEN = 0.5  # looks at whether the server is shutting down
 PAGES = ("", "/", "/config", "/theme.css", "/favicon.ico", "/manifest.json")
 FOLDERS = ("/assets/", "/static/")
 API = ("/queue/join", "/queue/data", "/cancel", "/reset", "/startup-events", "/app_id")
+JOIN = "/gradio_api/queue/join"
+LONGEST_SESSION = 64
 HEARTBEAT = "/gradio_api/heartbeat/"
 
 # Gradio's page needs inline scripts and compiles its templates; nothing is ever loaded from another place.
@@ -44,10 +47,15 @@ HEADERS = {
 
 
 def mount(app: FastAPI, service: Service) -> None:
-    """Adds the page to the server's application at `PATH`; the first page leads there."""
+    """Adds the page to the server's application at `PATH`; the first page leads there. Not for within an event loop."""
+    asyncio.run(_mount(app, service))  # Gradio asks for an event loop; without one it would leave one behind, open
+
+
+async def _mount(app: FastAPI, service: Service) -> None:
+    blocks = build(service)
     gr.mount_gradio_app(
         app,
-        build(service),
+        blocks,
         PATH,
         footer_links=[],
         run_history=False,
@@ -64,7 +72,7 @@ def mount(app: FastAPI, service: Service) -> None:
         head=f"{ICON}<script>{(HERE / 'page.js').read_text(encoding='utf-8')}</script>",
     )
     (route,) = (route for route in app.routes if isinstance(route, Mount) and route.path == PATH)
-    route.app = Door(route.app, service.engine)
+    route.app = Door(route.app, service.engine, {number: len(fn.inputs) for number, fn in blocks.fns.items()})
 
     @app.get("/", include_in_schema=False)
     async def first_page() -> RedirectResponse:
@@ -73,10 +81,14 @@ def mount(app: FastAPI, service: Service) -> None:
 
 @dataclass(frozen=True)
 class Door:
-    """Lets through what the page needs, takes out what would let other sites' pages read along."""
+    """Lets through what the page needs, takes out what would let other sites' pages read along.
+
+    `events`: how many values each event of the page takes, by its number.
+    """
 
     app: App
     engine: Engine
+    events: Mapping[int, int]
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         """One request."""
@@ -89,7 +101,39 @@ class Door:
             return
         if path.startswith(HEARTBEAT):
             receive = _until(self.engine, receive)
+        if path.rstrip("/") == JOIN:
+            message = await receive()
+            problem = self._problem(message.get("body", b""))
+            if problem:
+                await PlainTextResponse(problem, 400)(scope, receive, send)
+                return
+            receive = _again(message, receive)
         await self.app(scope, receive, _guarded(send))
+
+    def _problem(self, body: bytes) -> str:
+        """What is wrong with an event, so that Gradio need not find out; empty where nothing is."""
+        try:
+            event = json.loads(body)
+        except ValueError:
+            return "the body is no JSON"
+        event = event if isinstance(event, dict) else {}
+        number, data, session = (event.get(key) for key in ("fn_index", "data", "session_hash"))
+        if not isinstance(number, int) or number not in self.events:
+            return "fn_index is no event of this page"
+        if not isinstance(data, list) or len(data) != self.events[number]:
+            return f"data must be a list of {self.events[number]} values"
+        if not isinstance(session, str) or not 0 < len(session) <= LONGEST_SESSION:
+            return f"session_hash must be a text of at most {LONGEST_SESSION} characters"
+        return ""
+
+
+def _again(message: Message, receive: Receive) -> Receive:
+    pending = [message]
+
+    async def again() -> Message:
+        return pending.pop() if pending else await receive()
+
+    return again
 
 
 def is_needed(path: str) -> bool:
