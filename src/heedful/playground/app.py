@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from typing import Any
@@ -112,8 +113,11 @@ def build(service: Service) -> gr.Blocks:
         _wire_exchange(page, fields, buttons, out, blocks)
         for button, example in zip(chosen, EXAMPLES, strict=True):
             button.click(lambda inputs=example.inputs: put(inputs), None, fields.all, **QUIET)
+    blocks.queue(max_size=MOST_EVENTS, default_concurrency_limit=4)
     blocks.state_session_capacity = MOST_SESSIONS
-    return blocks.queue(max_size=MOST_EVENTS, default_concurrency_limit=4)
+    # Of its last 10,000 events Gradio makes a table after each event, which nobody can see here.
+    blocks._queue.ANALYTICS_MAX_EVENTS, blocks._queue.ANAYLTICS_CACHE_FREQUENCY = 1, sys.maxsize
+    return blocks
 
 
 class Outputs:
@@ -193,7 +197,7 @@ def _wire_run(page: Page, fields: Fields, buttons: dict[str, gr.Button], out: Ou
 
     # The engine says itself how many answers it has room for.
     running = buttons["run"].click(run, set(fields.all), out.shown, concurrency_limit=None, **QUIET)
-    buttons["stop"].click(lambda: render.note("Stopped."), None, out.note, cancels=[running], **QUIET)
+    buttons["stop"].click(None, None, None, cancels=[running], js="() => heedful.say('Stopped.')", **QUIET)
 
 
 def _wire_exchange(page: Page, fields: Fields, buttons: dict[str, gr.Button], out: Outputs, blocks: gr.Blocks) -> None:

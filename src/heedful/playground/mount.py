@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Mapping, MutableMapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import gradio as gr
 from fastapi import FastAPI
 from starlette.datastructures import MutableHeaders
-from starlette.responses import PlainTextResponse, RedirectResponse
+from starlette.responses import PlainTextResponse, RedirectResponse, Response
 from starlette.routing import Mount
 
 from heedful.playground.app import build
@@ -38,7 +39,6 @@ POLICY = (
     "img-src 'self' data: blob:; font-src 'self' data:; connect-src 'self'; object-src 'none'; "
     "frame-ancestors 'none'; base-uri 'self'; form-action 'none'"
 )
-ICON = '<link rel="icon" href="data:,">'
 HEADERS = {
     "content-security-policy": POLICY,
     "referrer-policy": "no-referrer",
@@ -47,8 +47,10 @@ HEADERS = {
 
 
 def mount(app: FastAPI, service: Service) -> None:
-    """Adds the page to the server's application at `PATH`; the first page leads there. Not for within an event loop."""
-    asyncio.run(_mount(app, service))  # Gradio asks for an event loop; without one it would leave one behind, open
+    """Adds the page to the server's application at `PATH`; the first page leads there."""
+    # Gradio asks for an event loop; without one it would make one, and leave it open.
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(asyncio.run, _mount(app, service)).result()
 
 
 async def _mount(app: FastAPI, service: Service) -> None:
@@ -69,14 +71,13 @@ async def _mount(app: FastAPI, service: Service) -> None:
             block_info_text_color="*neutral_600", block_info_text_color_dark="*neutral_400"
         ),
         css=(HERE / "page.css").read_text(encoding="utf-8"),
-        head=f"{ICON}<script>{(HERE / 'page.js').read_text(encoding='utf-8')}</script>",
+        head=f"<script>{(HERE / 'page.js').read_text(encoding='utf-8')}</script>",
     )
     (route,) = (route for route in app.routes if isinstance(route, Mount) and route.path == PATH)
     route.app = Door(route.app, service.engine, {number: len(fn.inputs) for number, fn in blocks.fns.items()})
 
-    @app.get("/", include_in_schema=False)
-    async def first_page() -> RedirectResponse:
-        return RedirectResponse(f"{PATH}/")
+    app.add_api_route("/", lambda: RedirectResponse(f"{PATH}/"), include_in_schema=False)
+    app.add_api_route("/favicon.ico", lambda: Response(status_code=204), include_in_schema=False)
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,12 @@ window.heedful = (() => {
   const field = (id) => document.querySelector(`#${id} textarea`);
   const press = (id) => document.getElementById(id)?.click();
 
+  // After what is on its way from the server, which would overwrite it.
   function say(text) {
-    const note = document.querySelector("#hp-note .hp-note");
-    if (note) note.textContent = text;
+    setTimeout(() => {
+      const note = document.querySelector("#hp-note .hp-note");
+      if (note) note.textContent = text;
+    }, 300);
   }
 
   function remember() {
@@ -93,7 +96,7 @@ window.heedful = (() => {
     if (!data.others.length) return;
     const table = document.createElement("table");
     const titles = table.createTHead().insertRow();
-    for (const title of ["token", "raw", "steered"]) cell(titles, title, "th");
+    for (const title of ["token", "raw", "steered"]) cell(titles, title, "th").scope = "col";
     const body = table.createTBody();
     data.others.forEach(([text, raw, steered], at) => {
       const row = body.insertRow();
@@ -117,6 +120,7 @@ window.heedful = (() => {
   function place() {
     if (!anchor) return;
     const box = tip();
+    box.style.left = box.style.top = "0"; // where it is free to be as wide as it wants
     const at = anchor.getClientRects()[0] ?? anchor.getBoundingClientRect();
     const { width, height } = box.getBoundingClientRect();
     const below = at.bottom + 8 + height <= innerHeight;
@@ -218,5 +222,5 @@ window.heedful = (() => {
     event.preventDefault();
   }, true);
 
-  return { mark, save, readFile, readLink, setLink, runIf };
+  return { say, mark, save, readFile, readLink, setLink, runIf };
 })();

@@ -38,7 +38,7 @@ def create_app(service: Service, keys: Keys, *, only_local: bool = True, page: W
         keys=keys,
         max_body_bytes=service.config.max_body_bytes,
         only_local=only_local,
-        browser_paths=() if page is None else ("/", page.path),
+        browser_paths=() if page is None else ("/", "/favicon.ico", page.path),
         count=service.metrics.answered,
     )
     return app
