@@ -68,11 +68,17 @@ def _column(number: int, column: Column, verdicts: Sequence[Verdict]) -> str:
     name = escape(column.method)
     tokens = "".join(_token(token, column) for token in column.tokens)
     return (
-        f'<section class="hp-column" aria-label="{name}"><h3>{name}</h3>'
+        f'<section class="hp-column" aria-label="{name}"><h3>{name} <small>{_kind(column)}</small></h3>'
         f'<div class="hp-answer" id="hp-answer-{number}" tabindex="0" role="group" '
         f'aria-label="Answer by {name}; the arrow keys walk through its tokens">{tokens}</div>'
         f'<p class="hp-facts">{facts(column)}</p>{_checks(verdicts)}</section>'
     )
+
+
+def _kind(column: Column) -> str:
+    if column.is_checked:
+        return "steered where that is plausible"
+    return "steered at every token" if any(token.layers for token in column.tokens) else "the model by itself"
 
 
 def facts(column: Column) -> str:
