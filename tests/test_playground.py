@@ -113,8 +113,20 @@ def test_a_bad_file_is_one_line(text: str) -> None:
 
 
 def test_a_bad_link_is_one_line() -> None:
+    full = packed(to_json(Screen(answers=(column(told()),))).encode())
     bomb = packed(b" " * (50 * LARGEST_FILE))
-    bad = ["", "!!!", "AAAA", "🎈", packed(b"\xff"), packed(b"{}")[:-3], packed(b'{"more": 1}'), bomb, "A" * 200_000]
+    bad = [
+        "",
+        "!!!",
+        "AAAA",
+        "🎈",
+        packed(b"\xff"),
+        packed(b"{}")[:-3],
+        packed(b'{"more": 1}'),
+        full,
+        bomb,
+        "A" * 200_000,
+    ]
     for code in bad:
         begun = time.monotonic()
         with pytest.raises(OptionError) as caught:
@@ -420,6 +432,7 @@ def test_the_page_is_for_its_own_site_only(server: Running) -> None:
     bad: list[Any] = [[], {}, {"fn_index": 10**6}, {"fn_index": 1, "data": [1] * 99, "session_hash": "x"}]
     for body in [*bad, {"fn_index": True, "data": None}, {"fn_index": "1"}, {"fn_index": 1.5}]:
         assert http.post(join, json=body).status_code == 400
+    assert "session_not_found" in http.get(f"{PATH}/gradio_api/queue/data", params={"session_hash": "none"}).text
     assert server.engine.status().state == "ok"
 
 

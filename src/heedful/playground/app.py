@@ -13,7 +13,7 @@ import gradio as gr
 from heedful.errors import HeedfulError
 from heedful.methods import NAMES
 from heedful.playground import charts, render
-from heedful.playground.asking import ask, owner_of
+from heedful.playground.asking import ask, check_length, owner_of
 from heedful.playground.checks import Check, Verdict, parse_checks
 from heedful.playground.examples import EXAMPLES
 from heedful.playground.exchange import FRAGMENT, from_json, from_link, to_json, to_link
@@ -79,13 +79,15 @@ class Page:
         try:
             screen = from_link(text) if text.startswith(FRAGMENT) else from_json(text)
             checks = parse_checks(screen.inputs.checks)
+            check_length(self.service, screen.inputs)
         except HeedfulError as error:
             return str(error)
         here = self.service.config.model_name
         other = "" if screen.model in ("", here) else f" They were made with {screen.model}; this is {here}."
         verdicts = await asyncio.to_thread(judged, checks, screen.answers)
         told = ("Opened." if screen.answers else "Opened: answering …") + other
-        return screen.inputs, self._shown(screen.inputs, screen.answers, verdicts, told), "" if screen.answers else RUN
+        shown = await asyncio.to_thread(self._shown, screen.inputs, screen.answers, verdicts, told)
+        return screen.inputs, shown, "" if screen.answers else RUN
 
     def _shown(
         self, inputs: Inputs, columns: Sequence[Column], verdicts: Sequence[Sequence[Verdict]], told: str

@@ -102,14 +102,19 @@ def method_of(service: Service, spec: str, inputs: Inputs) -> Method | None:
     return service.default.method(asked)
 
 
+def check_length(service: Service, inputs: Inputs) -> None:
+    """Raises `OptionError` for longer answers than the server gives."""
+    most = min(MOST_TOKENS, service.config.max_tokens)
+    if inputs.max_tokens > most:
+        raise OptionError(f"{inputs.max_tokens} tokens are asked for; this server generates at most {most}")
+
+
 async def ask(service: Service, inputs: Inputs, owner: str) -> AsyncGenerator[tuple[Column, ...], None]:
     """The columns so far, again and again until all are finished; closing it frees their slots.
 
     Raises the `HeedfulError` that says why there can be no answer, or no more of it.
     """
-    most = min(MOST_TOKENS, service.config.max_tokens)
-    if inputs.max_tokens > most:
-        raise OptionError(f"{inputs.max_tokens} tokens are asked for; this server generates at most {most}")
+    check_length(service, inputs)
     methods = [method_of(service, spec, inputs) for spec in inputs.methods]
     service.engine.refuse_if_busy(len(methods), owner)
     encoded = await service.encode(inputs.messages)

@@ -67,4 +67,7 @@ def from_link(fragment: str) -> Screen:
         raise OptionError("the link is damaged: ask for it anew") from error
     if not unpacking.eof:
         raise OptionError("the link is damaged, or far too long: ask for it anew")
-    return from_json(text)
+    screen = from_json(text)
+    if screen.answers:
+        raise OptionError("the link is damaged: it holds answers, which only files do")
+    return screen

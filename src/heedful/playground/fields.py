@@ -8,7 +8,7 @@ from typing import Any
 
 import gradio as gr
 
-from heedful.playground.state import LONGEST_SEED, MOST_COLUMNS, MOST_TOKENS, Inputs, inputs_of
+from heedful.playground.state import HIGHEST_STRENGTH, LONGEST_SEED, MOST_COLUMNS, MOST_TOKENS, Inputs, inputs_of
 
 WHOLE = ("max_tokens", "seed")  # which the browser may send as 80.0
 CHECKS = "One a line: no_comma, json, lowercase, max_words:50, min_words:20, contains:TEXT, regex:PATTERN"
@@ -78,7 +78,7 @@ class Fields:
 def _sliders(start: Inputs, most: int) -> list[Any]:
     strength = _slider(
         "Strength α",
-        200,
+        HIGHEST_STRENGTH,
         start.strength,
         1,
         "For directer and static: the marked tokens' keys times α. 1 does nothing.",

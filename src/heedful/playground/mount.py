@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from collections.abc import Mapping, MutableMapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ from heedful.serve.guard import App, Message, Receive, Send
 from heedful.serve.protocol import Engine
 from heedful.serve.service import Service
 
+log = logging.getLogger("heedful.playground")
 PATH = "/playground"
 HERE = Path(__file__).parent
 SECONDS_BETWEEN = 0.5  # looks at whether the server is shutting down
@@ -109,7 +112,25 @@ class Door:
                 await PlainTextResponse(problem, 400)(scope, receive, send)
                 return
             receive = _again(message, receive)
-        await self.app(scope, receive, _guarded(send))
+        await self._pass_on(scope, receive, _guarded(send))
+
+    async def _pass_on(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+        """What Gradio raises once it has begun to answer, for a session that is gone, is no failure of the server."""
+        has_begun = False
+
+        async def noted(message: Message) -> None:
+            nonlocal has_begun
+            has_begun = True
+            await send(message)
+
+        try:
+            await self.app(scope, receive, noted)
+        except Exception as error:
+            if not has_begun:
+                raise
+            log.info("the page's answer ended: %s", type(error).__name__)
+            with suppress(Exception):
+                await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     def _problem(self, body: bytes) -> str:
         """What is wrong with an event, so that Gradio need not find out; empty where nothing is."""

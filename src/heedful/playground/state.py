@@ -12,6 +12,8 @@ from heedful.errors import OptionError
 MOST_COLUMNS = 4
 MOST_TOKENS = 512  # of one answer: what a person reads, and what fits a file that can be read back
 MOST_OTHERS = 16
+MOST_LAYERS = 256
+HIGHEST_STRENGTH = 200.0  # of the slider; a method's own text may say more
 LONGEST_TEXT = 200_000
 LONGEST_SEED = 2**31 - 1
 
@@ -19,6 +21,7 @@ Text = Annotated[str, Field(max_length=LONGEST_TEXT)]
 Short = Annotated[str, Field(min_length=1, max_length=300)]
 Chance = Annotated[float, Field(ge=0, le=1.0001)]
 Count = Annotated[int, Field(ge=0, le=10_000)]
+Layer = Annotated[int, Field(ge=0, le=MOST_LAYERS)]
 Decision = Literal["skipped", "accepted", "rejected"]
 
 
@@ -35,8 +38,8 @@ class Inputs(_Strict):
     system: Text = ""
     prompt: Text = ""
     methods: Annotated[tuple[Short, ...], Field(min_length=1, max_length=MOST_COLUMNS)] = ("none", "directer")
-    strength: Annotated[float, Field(ge=0, le=1e6)] = Directer.strength
-    threshold: Annotated[float, Field(ge=0, le=10)] = Directer.threshold
+    strength: Annotated[float, Field(ge=0, le=HIGHEST_STRENGTH)] = Directer.strength
+    threshold: Annotated[float, Field(ge=0, le=1)] = Directer.threshold
     max_tokens: Annotated[int, Field(ge=1, le=MOST_TOKENS)] = 80
     temperature: Annotated[float, Field(ge=0, le=2)] = 0.0
     seed: Annotated[int, Field(ge=0, le=LONGEST_SEED)] = 0
@@ -57,7 +60,7 @@ class Told(_Strict):
 
     text: Text
     decision: Decision
-    layers: Count
+    layers: Layer
     trials: Count
     changed: bool
     others: Annotated[tuple[tuple[Text, Chance | None, Chance | None], ...], Field(max_length=MOST_OTHERS)] = ()
@@ -80,9 +83,9 @@ class Column(_Strict):
 
     method: Short
     is_checked: bool = False
-    num_layers: Count = 0
-    order: Annotated[tuple[Count, ...], Field(max_length=10_000)] = ()
-    sensitivity: Annotated[tuple[float, ...], Field(max_length=10_000)] = ()
+    num_layers: Layer = 0
+    order: Annotated[tuple[Layer, ...], Field(max_length=MOST_LAYERS)] = ()
+    sensitivity: Annotated[tuple[float, ...], Field(max_length=MOST_LAYERS)] = ()
     tokens: Annotated[tuple[Told, ...], Field(max_length=MOST_TOKENS)] = ()
     seconds: Annotated[float, Field(ge=0)] = 0.0
     finish_reason: Literal["eos", "stop", "length"] | None = None
