@@ -75,23 +75,25 @@ def test_answers_are_those_of_the_library(lm: heedful.LM) -> None:
 
 
 def test_streamed_is_not_streamed(client: openai.OpenAI, tiny: heedful.LM) -> None:
-    free = tiny.generate(PROMPT, max_new_tokens=40).text
+    free = tiny.generate(PROMPT, max_new_tokens=40)
+    stop = tiny.tokenizer.decode(free.token_ids[6:8])
     more: dict[str, Any] = {
-        "model": "m", "messages": ASK, "max_tokens": 40, "logprobs": True, "top_logprobs": 3, "stop": free[60:64],
+        "model": "m", "messages": ASK, "max_tokens": 40, "logprobs": True, "top_logprobs": 3, "stop": stop,
         "extra_body": {"heedful": {"trace": True}},
     }  # fmt: skip
     whole = client.chat.completions.create(**more)
     chunks = list(client.chat.completions.create(**more, stream=True, stream_options={"include_usage": True}))
     deltas = [choice for chunk in chunks for choice in chunk.choices]
     text = "".join(choice.delta.content or "" for choice in deltas)
-    assert text == whole.choices[0].message.content == free[: free.index(free[60:64])]
+    assert text == whole.choices[0].message.content == free.text[: free.text.index(stop)]
     assert deltas[-1].finish_reason == whole.choices[0].finish_reason == "stop"
     logprobs = [entry for choice in deltas if choice.logprobs for entry in choice.logprobs.content or []]
     assert whole.choices[0].logprobs is not None
     assert logprobs == whole.choices[0].logprobs.content
     assert chunks[-1].usage is not None
     assert whole.usage is not None
-    assert chunks[-1].usage.completion_tokens == whole.usage.completion_tokens == len(logprobs)
+    assert chunks[-1].usage.completion_tokens == whole.usage.completion_tokens == 8
+    assert "".join(entry.token for entry in logprobs) == text  # nothing of the stop string's two tokens
     steps = [step for chunk in chunks for step in (getattr(chunk, "heedful", None) or {}).get("steps", [])]
     assert steps == whole.heedful["steps"]  # type: ignore[attr-defined]
     assert len({chunk.id for chunk in chunks}) == 1

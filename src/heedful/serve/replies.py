@@ -50,8 +50,8 @@ class Envelope:
     def chunk(self, piece: Piece, choice: Choice) -> Json:
         """What one token adds."""
         entry: Json = {"index": piece.index, "logprobs": None, "finish_reason": finish(piece.finish_reason)}
-        if piece.logprob is not None:
-            entry["logprobs"] = self._logprobs([piece.logprob])
+        if piece.logprobs:
+            entry["logprobs"] = self._logprobs(piece.logprobs)
         if self.is_chat:
             entry["delta"] = {"content": piece.text} if piece.text or piece.finish_reason is None else {}
         else:

@@ -138,7 +138,7 @@ async def _events(asked: Asked, wants_usage: bool) -> AsyncIterator[str]:
                 yield _event({**envelope.opening(choice.index), **uncounted})
         async with aclosing(generation.pieces()) as pieces:
             async for piece in pieces:
-                if piece.text or piece.finish_reason or piece.logprob is not None or envelope.wants_trace:
+                if piece.text or piece.finish_reason or piece.logprobs or envelope.wants_trace:
                     yield _event({**envelope.chunk(piece, generation.choices[piece.index]), **uncounted})
         if wants_usage:
             yield _event(envelope.last(generation.choices))
