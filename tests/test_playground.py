@@ -476,3 +476,20 @@ def test_a_lack_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "heedful.playground.mount", None)
     with pytest.raises(HeedfulError, match=r"pip install 'heedful\[playground\]'"):
         cli_serve._playground()
+
+
+def test_the_command_is_the_server_with_the_page(tiny: heedful.LM, monkeypatch: pytest.MonkeyPatch) -> None:
+    from heedful.cli import options, playground
+    from heedful.serve import launch
+
+    served: dict[str, Any] = {}
+    monkeypatch.setattr(options, "load_quietly", lambda *_: tiny)
+    monkeypatch.setattr(launch, "launch", lambda lm, config, limits, **more: served.update(more, config=config))
+    playground.command(port=0, method="static:strength=3", max_batch=4)
+    assert served["page"] == WebPage(PATH, mount)
+    assert served["config"].method == "static:strength=3"
+    served.clear()
+    cli_serve.serve(port=0)
+    assert served["page"] is None
+    with pytest.raises(OptionError, match="api-key-file"):
+        playground.command(host="0.0.0.0", port=0)
