@@ -262,13 +262,16 @@ def test_each_decision_has_a_look_and_words_of_its_own() -> None:
         "rejected": (told(decision="rejected", layers=0, trials=3, changed=False), True),
         "unchecked": (told(changed=False), False),
     }
-    words = set()
+    told_words = set()
     for kind, (token, is_checked) in tokens.items():
         shown = column(token, is_checked=is_checked)
         assert f"hp-t hp-{kind}" in render.answers([shown], [])
-        words.add(render.in_words(token, shown))
+        told_words.add(render.in_words(token, shown))
         assert f"hp-{kind}" in render.legend()
-    assert len(words) == 5
+    assert len(told_words) == 5
+    kinds = {"steered where": column(told()), "at every token": column(told(layers=0), is_checked=False)}
+    for words, shown in {**kinds, "by itself": column(told(decision="skipped"), is_checked=False)}.items():
+        assert words in render.answers([shown], [])
     assert "<sup>2</sup>" in render.answers([column(told())], [])
     assert "<sup>" not in render.answers([column(told(layers=4))], [])
     assert "the raw model would say b" in render.in_words(told(), column(told()))

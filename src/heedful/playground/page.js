@@ -121,11 +121,13 @@ window.heedful = (() => {
     if (!anchor) return;
     const box = tip();
     box.style.left = box.style.top = "0"; // where it is free to be as wide as it wants
-    const at = anchor.getClientRects()[0] ?? anchor.getBoundingClientRect();
+    const lines = [...anchor.getClientRects()]; // a token may begin at the end of one line and go on in the next
+    const at = lines.at(-1) ?? anchor.getBoundingClientRect();
+    const first = lines[0] ?? at;
     const { width, height } = box.getBoundingClientRect();
     const below = at.bottom + 8 + height <= innerHeight;
     box.style.left = `${Math.max(6, Math.min(at.left, innerWidth - width - 6))}px`;
-    box.style.top = `${below ? at.bottom + 6 : Math.max(6, at.top - height - 6)}px`;
+    box.style.top = `${below ? at.bottom + 6 : Math.max(6, first.top - height - 6)}px`;
   }
 
   function hide() {

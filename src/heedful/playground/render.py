@@ -78,7 +78,11 @@ def _column(number: int, column: Column, verdicts: Sequence[Verdict]) -> str:
 def _kind(column: Column) -> str:
     if column.is_checked:
         return "steered where that is plausible"
-    return "steered at every token" if any(token.layers for token in column.tokens) else "the model by itself"
+    return (
+        "steered at every token"
+        if any(token.decision == "accepted" for token in column.tokens)
+        else "the model by itself"
+    )
 
 
 def facts(column: Column) -> str:
