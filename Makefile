@@ -14,7 +14,7 @@ CHECK := import sys; sys.exit(sys.version_info < (3, 10))
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-vllm lint bench bench-serve bench-vllm clean model
+.PHONY: help demo test test-vllm lint bench bench-serve bench-vllm pictures playground clean model
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
@@ -44,8 +44,15 @@ bench-vllm: $(VLLM)/.installed  ## vLLM with the plug-in against vLLM without (B
 	OMP_NUM_THREADS=1 VLLM_CPU_KVCACHE_SPACE=1 VLLM_LOGGING_LEVEL=ERROR \
 	  $(VLLM)/bin/python -m heedful.bench.vllm $(BENCH_ARGS)
 
+pictures: model $(VENV)/.extras  ## the playground's pictures in docs/pictures; needs Chromium
+	OMP_NUM_THREADS=1 $(BIN)/python tools/playground/pictures.py
+
+playground: model  ## open the playground (PLAYGROUND_ARGS='--port 8080' …)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[playground]'
+	$(BIN)/heedful playground $(PLAYGROUND_ARGS)
+
 clean:  ## remove the environment and the tools' caches; the model stays in the user's cache
-	rm -rf $(VENV) $(VLLM) .pytest_cache .hypothesis .mypy_cache .ruff_cache build dist
+	rm -rf $(VENV) $(VLLM) screenshots .pytest_cache .hypothesis .mypy_cache .ruff_cache build dist
 
 model: $(STAMP)
 	@$(BIN)/heedful models fetch
@@ -62,7 +69,7 @@ $(STAMP): pyproject.toml constraints.txt
 
 # Only tests and types need torchao, whose import is noisy, and the harnesses, which are large.
 $(VENV)/.extras: $(STAMP)
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[eval,inspect,quantised,serve]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[eval,inspect,playground,quantised]'
 	@touch $@
 
 # vLLM needs other versions than the core is tested with. The CPU build asks for a CUDA torchvision that would break

@@ -19,7 +19,7 @@ ORDER = [
     {"directer", "displacement"},
     {"methods"},
     {"engine"},
-    {"ranking", "answer", "held"},
+    {"ranking", "answer", "held", "alternatives"},
     {"decode", "scoring"},
     {"extraction"},
     {"generate"},
@@ -28,7 +28,7 @@ ORDER = [
     {"metrics"},
     {"scorebook"},
     {"profiling", "tuning", "serve"},
-    {"vllm"},
+    {"playground", "vllm"},
     {"bench"},
     {"cli"},
 ]
@@ -87,6 +87,7 @@ def test_importing_changes_nothing() -> None:
 EXTRAS = [
     *("scipy", "lm_eval", "matplotlib", "openai", "datasets", "nltk", "langdetect", "syllapy"),
     *("fastapi", "uvicorn", "starlette", "prometheus_client", "pydantic", "inspect_ai", "torchao"),
+    "gradio",
 ]
 
 
@@ -95,6 +96,7 @@ def test_the_command_needs_no_extra() -> None:
     parts = [
         ROOT / "serve",
         ROOT / "vllm" / "http.py",
+        ROOT / "playground",
         ROOT / "harness",
         ROOT / "bench" / "serve.py",
         ROOT / "eval" / "figures.py",

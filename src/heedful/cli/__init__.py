@@ -7,7 +7,21 @@ import sys
 
 import typer
 
-from heedful.cli import ablation, bench, chat, compare, evaluate, generate, harness, models, profile, serve, spans, tune
+from heedful.cli import (
+    ablation,
+    bench,
+    chat,
+    compare,
+    evaluate,
+    generate,
+    harness,
+    models,
+    playground,
+    profile,
+    serve,
+    spans,
+    tune,
+)
 from heedful.errors import HeedfulError
 
 # torchao, where it is installed, complains at import of kernels that this machine cannot have.
@@ -28,6 +42,7 @@ app.command("chat")(chat.command)
 app.command("spans")(spans.spans)
 app.command("tune")(tune.command)
 app.command("serve")(serve.serve)
+app.command("playground")(playground.command)
 app.add_typer(models.app, name="models")
 evaluate.app.command("ablation")(ablation.command)
 evaluate.app.command("lm-eval")(harness.lm_eval)
