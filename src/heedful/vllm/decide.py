@@ -165,7 +165,7 @@ class Decider:
             self.host.forward(parts[: len(items)])
         for at, item in enumerate(items):
             own = [(pre[at :: len(items)], post[at :: len(items)]) for pre, post in captured]
-            self._settle_sets(item.state, ranking.measured(item.state.asked.recipe.ranking, own))
+            self._settle_sets(item.state, ranking.measured(item.state.asked.recipe.ranking, own).order)
 
     def _settle_sets(self, state: State, order: tuple[int, ...]) -> None:
         recipe = state.asked.recipe
