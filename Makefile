@@ -54,5 +54,5 @@ $(STAMP): pyproject.toml constraints.txt
 
 # Only tests and types need torchao, whose import is noisy, and the harnesses, which are large.
 $(VENV)/.extras: $(STAMP)
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[eval,inspect,quantised,serve]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[eval,inspect,quantised,ray,serve]'
 	@touch $@

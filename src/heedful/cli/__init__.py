@@ -7,7 +7,21 @@ import sys
 
 import typer
 
-from heedful.cli import ablation, bench, chat, compare, evaluate, generate, harness, models, profile, serve, spans, tune
+from heedful.cli import (
+    ablation,
+    batch,
+    bench,
+    chat,
+    compare,
+    evaluate,
+    generate,
+    harness,
+    models,
+    profile,
+    serve,
+    spans,
+    tune,
+)
 from heedful.errors import HeedfulError
 
 # torchao, where it is installed, complains at import of kernels that this machine cannot have.
@@ -24,6 +38,7 @@ app = typer.Typer(
 )
 app.command("generate")(generate.generate)
 app.command("compare")(compare.command)
+app.command("batch")(batch.command)
 app.command("chat")(chat.command)
 app.command("spans")(spans.spans)
 app.command("tune")(tune.command)

@@ -99,11 +99,13 @@ def run_tasks(
 
 def _run_all(console: Console, lm: Any, plans: list[Any], judging: Any, resume: bool) -> None:
     from heedful.eval import run
+    from heedful.provenance import facts_of
 
+    facts = facts_of(lm)
     for plan in plans:  # before the first answer: one that is refused later would end hours of work
-        run.checked(lm, plan, resume=resume)
+        run.checked(facts, plan, resume=resume)
     for plan in plans:
-        run.begin(lm, plan, resume=resume)
+        run.begin(facts, plan, resume=resume)
     for plan in plans:
         _run_one(console, lm, plan)
         if judging is not None:
