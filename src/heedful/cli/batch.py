@@ -57,7 +57,7 @@ def command(
     options.needs_ray(ray, replicas, cpus)
     source = Source(model, device, dtype, engine)
     asked = Asked(
-        parse_methods(",".join(filter(None, (methods, settings and f"@{settings}"))) or "directer"),
+        parse_methods(",".join(filter(None, (methods, f"@{settings}" if settings else None))) or "directer"),
         max_new_tokens,
         Sampling(temperature, top_k, top_p, seed),
         tuple(stop or ()),
