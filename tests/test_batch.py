@@ -250,12 +250,13 @@ def test_the_command(
     cli.app([*command, "--method", "none", "--settings", str(settings(tmp_path))], standalone_mode=False)
     told = capsys.readouterr()
     assert f"4 answers, 2 failures: {out}" in told.out.replace("\n", " ")
-    assert "none: line 2 has no answer: line 2 of" in told.err
+    assert "none: line 2: line 2 of" in told.err
     assert contents(out).keys() == {"none.jsonl", journal.file_name(f"@{tmp_path / 'tuned.json'}")}
     for wrong, said in (
         (["--engine", "magic"], "unknown engine"),
         (["--engine", "vllm"], "heedful"),
         (["--replicas", "2"], "name it with --ray"),
+        (["--ray", "127.0.0.1:1"], "cannot reach a Ray cluster|needs its extra"),
         (["--method", "magic"], "unknown method"),
         (["-n", "0"], "max_new_tokens"),
         (["--batch", "0"], "batch"),

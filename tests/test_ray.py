@@ -109,6 +109,7 @@ def workers() -> list[psutil.Process]:
     return found
 
 
+@pytest.mark.slow
 def test_forty_rows_and_a_worker_killed(here: heedful.LM, replicas: pool.Pool, tmp_path: Path) -> None:
     """Begun in one process, stopped, gone on with on the cluster: the same bytes as without all that."""
     lines: list[str | bytes] = [*map(good, range(40)), '{"prompt": "cut', '{"prompt": "Nothing is marked."}']
@@ -140,6 +141,7 @@ def test_forty_rows_and_a_worker_killed(here: heedful.LM, replicas: pool.Pool, t
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_a_run_of_conversations(here: heedful.LM, replicas: pool.Pool, tmp_path: Path) -> None:
     """Records and times of two turns; a run that was stopped between them goes on."""
 
@@ -173,8 +175,9 @@ def test_a_run_of_conversations(here: heedful.LM, replicas: pool.Pool, tmp_path:
         evaluation.answer(replicas, out)
 
 
+@pytest.mark.slow
 def test_a_dataset_on_every_cpu(here: heedful.LM, two_nodes: str, folder: Path) -> None:
-    """As many replicas as the cluster has CPUs, behind a repartition: the configuration that hangs, if they took them."""
+    """As many replicas as CPUs, behind a repartition: it would hang if they took them all."""
     listed = [{**json.loads(good(3 * at)), "at": at} for at in range(6)] + [{"prompt": "Nothing.", "at": 6}]
     dataset = ray.data.from_items(listed).repartition(3)
     options: Mapping[str, Any] = {"model": str(folder), "dtype": "float32", "max_new_tokens": 5, "replicas": 2}
@@ -202,9 +205,9 @@ def test_what_cannot_be_had_is_one_line(two_nodes: str) -> None:
         with pytest.raises(OptionError, match=said):
             cluster.place(**wrong)
     failed = ray.exceptions.RayTaskError("_facts", "Traceback\n  many lines", ModelError("nowhere"))
-    with pytest.raises(ModelError, match="^nowhere$"), pool.told():
+    with pytest.raises(ModelError, match=r"^nowhere$"), pool.told():
         raise failed
-    with pytest.raises(OptionError, match="^Ray failed: ActorDiedError"), pool.told():
+    with pytest.raises(OptionError, match=r"^Ray failed: ActorDiedError"), pool.told():
         raise ray.exceptions.ActorDiedError
     dataset = ray.data.range(1)
     for options in ({"method": "magic"}, {"engine": "magic"}, {"batch": 0}, {"sampling": heedful.Sampling(1, seed=1)}):

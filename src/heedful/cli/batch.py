@@ -66,9 +66,9 @@ def command(
     plan = Plan(rows(file, limit), asked, out, engine)
     summary = _here(plan, source, batch) if ray is None else _there(plan, source, batch, ray, replicas, cpus)
     for name, line, why in summary.failed[:TOLD]:
-        print(f"heedful: {name}: line {line} has no answer: {why}", file=sys.stderr)
+        print(f"heedful: {name}: line {line}: {why}", file=sys.stderr)
     if len(summary.failed) > TOLD:
-        print(f"heedful: {len(summary.failed) - TOLD} more have none; `error` says why", file=sys.stderr)
+        print(f"heedful: {len(summary.failed) - TOLD} more have no answer; their `error` says why", file=sys.stderr)
     print(f"{summary.num_answered} answers, {len(summary.failed)} failures: {out}")
 
 
@@ -91,8 +91,10 @@ def _there(plan: Any, source: Any, batch: int, address: str, replicas: int, cpus
 def _watched(plan: Any, facts: Any, answered: Any) -> Any:
     """Runs the plan under a bar a method."""
     from heedful.batch import run
+    from heedful.data import Record
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True, highlight=False)) as bar:
-        bars = {name: bar.add_task(name, total=len(plan.rows)) for name in plan.asked.methods}
+        total = sum(isinstance(row, Record) for row in plan.rows)
+        bars = {name: bar.add_task(name, total=total) for name in plan.asked.methods}
         return run(plan, facts, answered, lambda name, done: bar.update(bars[name], completed=done))

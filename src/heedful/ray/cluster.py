@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import logging
+import socket
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import floor
-from typing import Any
 
 from heedful.checks import finite, whole
 from heedful.errors import OptionError
 
 SHARES = (1.0, 0.5, 0.25, 0.0)  # CPUs of a replica, where nobody says: the first that leaves room
-LOGGERS = ("ray", "ray.data")
+PATIENCE = 10.0  # seconds for a connection
+LEVELS = {"ray": logging.ERROR, "ray.data": logging.CRITICAL}  # what is lost is told by row
 
 
 @dataclass(frozen=True)
@@ -22,10 +23,6 @@ class Place:
 
     cpus: float
     gpus: float
-
-    def remote(self) -> dict[str, Any]:
-        """The same as Ray's options. Replicas are spread; one whose process dies is started again."""
-        return {"num_cpus": self.cpus, "num_gpus": self.gpus, "scheduling_strategy": "SPREAD"}
 
 
 @contextmanager
@@ -42,20 +39,32 @@ def connected(address: str) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
+    _reach(address)
     try:
         ray.init(address=address, logging_level=logging.WARNING, log_to_driver=False)
     except Exception as error:  # Ray raises half a dozen kinds
         first = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise OptionError(f"cannot reach a Ray cluster at {address!r}: {first}") from error
-    levels = {name: logging.getLogger(name).level for name in LOGGERS}
-    for name in LOGGERS:
-        logging.getLogger(name).setLevel(logging.ERROR)
+    levels = {name: logging.getLogger(name).level for name in LEVELS}
+    for name, level in LEVELS.items():
+        logging.getLogger(name).setLevel(level)
     try:
         yield
     finally:
         for name, level in levels.items():
             logging.getLogger(name).setLevel(level)
         ray.shutdown()
+
+
+def _reach(address: str) -> None:
+    """Raises `OptionError` where nothing listens at host:port: Ray itself tries for minutes."""
+    host, colon, port = address.rpartition("://")[2].rpartition(":")
+    if not (colon and port.isdecimal()):
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=PATIENCE).close()
+    except (OSError, OverflowError) as error:
+        raise OptionError(f"cannot reach a Ray cluster at {address!r}: {error}") from error
 
 
 def place(replicas: int, device: str, cpus: float | None = None) -> Place:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -62,7 +63,8 @@ class Pool:
         """What the model is, told by a worker that loads it once for that. Raises the error that loading it raises."""
         import ray
 
-        task = ray.remote(max_calls=1, **self.place.remote())(_facts)  # its memory is free again once it has told
+        # With one call to a process, its memory is free again once it has told.
+        task = ray.remote(max_calls=1, num_cpus=self.place.cpus, num_gpus=self.place.gpus)(_facts)
         with told():
             found: Facts = ray.get(task.remote(self.source))
         return found
@@ -83,13 +85,7 @@ class Pool:
         data.context.max_errored_blocks = -1  # the pieces that are missing are found below
         data.context.max_consecutive_actor_init_deaths = RETRIES
         data.context.execution_no_progress_timeout_s = LONGEST_PIECE
-        made = data.map_batches(
-            Worker,
-            batch_size=1,
-            batch_format="pyarrow",
-            fn_constructor_args=(self.source, work),
-            **pooled(min(self.replicas, len(items)), self.place),
-        )
+        made = mapped(data, Worker, (self.source, work), 1, min(self.replicas, len(items)), self.place)
         missing = set(range(len(items)))
         with told():
             for table in made.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
@@ -100,12 +96,22 @@ class Pool:
             yield at, Lost(f"no answer came back: its worker died {RETRIES + 1} times")
 
 
-def pooled(replicas: int, place: Place) -> dict[str, Any]:
-    """Ray Data's options for a pool of that size."""
+def mapped(data: Any, kind: type, arguments: Sequence[Any], batch_size: int, replicas: int, place: Place) -> Any:
+    """`data` through a pool of `replicas` actors of that kind, each made of `arguments` once."""
     from ray.data import ActorPoolStrategy
 
-    compute = ActorPoolStrategy(size=replicas, max_tasks_in_flight_per_actor=2)
-    return {"compute": compute, "max_restarts": -1, "max_task_retries": RETRIES, **place.remote()}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Ray 2.60 calls max_task_retries deprecated, and knows no other way yet
+        return data.map_batches(
+            kind,
+            batch_size=batch_size,
+            batch_format="pyarrow",
+            fn_constructor_args=arguments,
+            compute=ActorPoolStrategy(size=replicas, max_tasks_in_flight_per_actor=2),
+            num_cpus=place.cpus,
+            num_gpus=place.gpus,
+            max_task_retries=RETRIES,  # else a row that kills its process would be tried for ever
+        )
 
 
 def answered(pool: Pool, asked: Asked, batch: int, items: Sequence[Item]) -> Iterator[tuple[int, Made]]:

@@ -13,7 +13,7 @@ from heedful.errors import DataError, OptionError
 from heedful.methods import parse_method
 from heedful.prompt import Instructions
 from heedful.ray.cluster import place
-from heedful.ray.pool import BATCHES, pooled
+from heedful.ray.pool import BATCHES, mapped
 from heedful.recipe import Method
 from heedful.sampling import Sampling
 
@@ -51,13 +51,8 @@ def map(
         raise OptionError("a dataset's rows have no order to draw seeds by: leave the seed out, or use heedful batch")
     chosen = parse_method(method) if isinstance(method, str) else method
     asked = Asked({NAME: chosen}, max_new_tokens, sampling, tuple(stop), instructions)
-    return dataset.map_batches(
-        Rows,
-        batch_size=BATCHES * batch,
-        batch_format="pyarrow",
-        fn_constructor_args=(Source(model, device, dtype, engine), asked, batch),
-        **pooled(replicas, place(replicas, device, cpus)),
-    )
+    arguments = (Source(model, device, dtype, engine), asked, batch)
+    return mapped(dataset, Rows, arguments, BATCHES * batch, replicas, place(replicas, device, cpus))
 
 
 class Rows:
