@@ -227,6 +227,11 @@ def test_another_run_is_refused(tiny: heedful.LM, file: Path, tmp_path: Path) ->
     (out / "run.json").write_text("[]")
     with pytest.raises(OptionError, match="not the head of a batch"):
         run(tiny, plan(file, out, "directer"))
+    (out / "run.json").unlink()
+    for lines in ([good(1), *map(good, range(1, 7))], ["", *map(good, range(6))], ["", "", *map(good, range(7))]):
+        with pytest.raises(OptionError, match="holds the answer to another row than line"):
+            run(tiny, plan(write(tmp_path / "other.jsonl", lines), out, "directer"))
+    assert (out / "directer.jsonl").read_bytes() == before["directer.jsonl"]
     taken = write(tmp_path / "taken.jsonl", ['{"prompt": "x", "text": "mine"}'])
     with pytest.raises(DataError, match="has a column 'text', which answers add"):
         batch.rows(taken)

@@ -22,7 +22,8 @@ from heedful.provenance import Facts, described, facts_of
 from heedful.recipe import Method
 from heedful.sampling import Sampling
 
-ADDED = ("line", "text", "stats", "error")
+MADE = ("text", "stats", "error")
+ADDED = ("line", *MADE)
 ENGINES = ("transformers", "vllm")
 HANDED = 32  # batches given to the decoder at once: the first answer need not wait for all prompts to be read
 
@@ -89,7 +90,7 @@ class Source:
         try:
             plugin = import_module("heedful.vllm")
             answerer: Answerer = plugin.answerer(self)
-        except ImportError as error:
+        except (ImportError, AttributeError) as error:
             raise OptionError(f"the vLLM engine needs its extra: pip install 'heedful[vllm]' ({error})") from error
         return answerer
 
@@ -168,12 +169,12 @@ def rows(path: str | Path, limit: int | None = None) -> list[Record | Broken]:
 
 
 def run(plan: Plan, facts: Facts, answered: Answered, report: Callable[[str, int], None] = lambda *_: None) -> Summary:
-    """Answers what is missing. A row that failed before is asked again, one that was changed since then too.
+    """Answers what is missing; a row that failed before is asked again.
 
     `report` is told how many rows of a method are done, as it begins and after each.
 
-    Raises `OptionError` where the folder holds a run with other settings, where another process writes to it, and
-    where the disk is full; `DataError` where not one row could be answered, once that is written.
+    Raises `OptionError` where the folder holds a run with other settings or rows, where another process writes to it,
+    and where the disk is full; `DataError` where not one row could be answered, once that is written.
     """
     for method in plan.asked.methods.values():
         facts.check(method)
@@ -218,18 +219,25 @@ def _header(path: Path) -> dict[str, Any]:
 
 
 def _done(plan: Plan, name: str) -> dict[int, dict[str, Any]]:
-    """The method's answers by line, where the row is still what it was; its journal is freed of all others."""
+    """The method's answers by line; its journal holds them, and nothing else, from now on.
+
+    Raises `OptionError` where one is the answer to another row than stands in its line now: that it is not lost.
+    """
     final, part = (plan.out / journal.file_name(name, is_finished=is_finished) for is_finished in (True, False))
+    rows = {row.number: row for row in plan.rows}
+    done: dict[int, dict[str, Any]] = {}
     with journal.kept(part):
-        found = {entry.get("line"): entry for path in (final, part) for entry in journal.entries(path)}
-        done = {
-            row.number: entry
-            for row in plan.rows
-            if isinstance(row, Record)
-            and (entry := found.get(row.number)) is not None
-            and entry.get("error", "") is None
-            and journal.line(entry) == journal.line(_entry(row, {key: entry.get(key) for key in ADDED[1:]}))
-        }
+        for entry in (entry for path in (final, part) for entry in journal.entries(path)):
+            line = entry.get("line")
+            if line is None or entry.get("error", "") is not None:
+                continue
+            row = rows.get(line)
+            if row is None or journal.line(entry) != journal.line(_entry(row, {key: entry.get(key) for key in MADE})):
+                raise OptionError(
+                    f"{plan.out} holds the answer to another row than line {line} now is, or to one that is left out: "
+                    "only rows that failed may be changed, and new ones may follow; or choose another folder"
+                )
+            done[line] = entry
         journal.rewrite(part, done.values())
     return done
 

@@ -77,7 +77,7 @@ def header(settings: dict[str, Any], hardware: str) -> dict[str, Any]:
 def _versions() -> dict[str, str]:
     """Of all that an answer or a verdict depends on."""
     found = {"torch": torch.__version__, "transformers": transformers.__version__, "heedful": __version__}
-    for name in ("lm_eval", "nltk", "langdetect"):
+    for name in ("lm_eval", "nltk", "langdetect", "vllm"):
         with suppress(PackageNotFoundError):
             found[name] = version(name)
     return found

@@ -75,6 +75,8 @@ def place(replicas: int, device: str, cpus: float | None = None) -> Place:
     """
     import ray
 
+    if not ray.is_initialized():
+        raise OptionError("there is no connection to a Ray cluster: call ray.init() first")
     whole("replicas", replicas, low=1)
     if device not in ("cpu", "cuda"):
         raise OptionError(f"with Ray the device is cpu or cuda, and Ray chooses which one; got {device!r}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from heedful.batch import ADDED, Answerer, Asked, Made, Source, answers
+from heedful.batch import MADE, Answerer, Asked, Made, Source, answers
 from heedful.checks import whole
 from heedful.data import Record
 from heedful.directer import Directer
@@ -66,7 +66,7 @@ class Rows:
 
     def __call__(self, table: Any) -> Any:
         """The table with three columns more. Raises `DataError` where it has one of them already."""
-        taken = [name for name in ADDED[1:] if name in table.column_names]
+        taken = [name for name in MADE if name in table.column_names]
         if taken:
             raise DataError(f"the dataset has a column {taken[0]!r}, which answers add: rename it")
         items = [(NAME, Record("the dataset", at, plain(row))) for at, row in enumerate(table.to_pylist(), start=1)]
