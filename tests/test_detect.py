@@ -10,6 +10,7 @@ import pytest
 import heedful
 from heedful.cli import main
 from heedful.detection.chunks import chunks
+from heedful.detection.features import features
 from heedful.detection.material import layout
 from heedful.detection.model import weights
 from heedful.errors import OptionError, PromptError
@@ -159,6 +160,20 @@ def test_weights_are_a_small_readable_file() -> None:
     assert path.stat().st_size < 200_000
     assert weights().features["class demand"] > 0
     assert set(weights().ties) == {"paragraph", "line", "sentence", "clause"}
+
+
+def test_summed_weights_are_those_of_the_features() -> None:
+    """The scorer writes no feature out, and says what the features say."""
+    prompts = [piece.partition("\n")[2] for piece in ADVERSARIAL.read_text(encoding="utf-8").split("\n=== ")]
+    named = 0
+    for prompt in prompts:
+        found = chunks(layout(prompt))
+        written = [
+            sum(weights().features.get(name, 0.0) for name in (*own, *shared)) for own, shared in features(found)
+        ]
+        assert weights().scorer.scores(found) == pytest.approx(written, abs=1e-9)
+        named += sum(score != 0 for score in written)
+    assert named > 500
 
 
 # In the model

@@ -16,7 +16,7 @@ from heedful.cli import app
 from heedful.cli.evaluate import TASK_NAMES
 from heedful.data import HubSet
 from heedful.errors import DataError, OptionError
-from heedful.eval import followbench, run, runs, sources
+from heedful.eval import drift, followbench, run, runs, sources
 from heedful.eval.tasks import TASKS, Example, examples
 from heedful.methods import parse_method
 
@@ -363,3 +363,72 @@ def test_several_tasks_at_once(
     with pytest.raises(OptionError, match="holds a run already"):
         app(command, standalone_mode=False)
     app([*command, "--resume"], standalone_mode=False)
+
+
+# Constraints of a system prompt over a long conversation
+
+KEPT = {
+    "change_case:english_lowercase": "bread rises because yeast makes gas in the dough.",
+    "change_case:english_capital": "BREAD RISES BECAUSE YEAST MAKES GAS IN THE DOUGH.",
+    "punctuation:no_comma": "Yeast makes gas.",
+    "startend:quotation": '"Yeast makes gas, and bread rises."',
+    "startend:end_checker": "Yeast makes gas, and so on. Ask me more.",
+    "length_constraints:number_words": "Yeast makes gas, which makes bread rise.",
+    "length_constraints:number_sentences": "Yeast makes gas, which makes bread rise.",
+    "keywords:existence": "Yeast, indeed, makes gas. It is warm.",
+    "keywords:forbidden_words": "Yeast makes gas, which makes bread rise.",
+    "detectable_format:title": "<<Bread>>\nYeast, which is alive, makes gas.",
+    "detectable_format:number_bullet_lists": "* Yeast, which is alive\n* Gas",
+    "detectable_content:postscript": "Yeast makes gas, and bread rises.\nP.S. It is warm.",
+}
+BROKEN = (
+    "Yeast is alive, and makes gas. Also, many a baker knows that " + "it needs to be warm and that it needs time. " * 3
+)
+
+
+def own(task: str) -> list[Example]:
+    found, failed = examples(TASKS[task], sources.records(TASKS[task], []))
+    assert not failed
+    return found
+
+
+@needs_data
+def test_every_constraint_can_be_kept_and_broken(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("lm_eval")
+    monkeypatch.setenv("NLTK_DATA", str(SHARED / "nltk_data"))
+    import nltk
+
+    monkeypatch.setattr(nltk.data, "path", [str(SHARED / "nltk_data")])
+    assert {one.columns["instruction_id_list"][0] for one in own("far")} == set(KEPT)
+    for task, name in (("drift", "kept"), ("far", "prompt_strict")):
+        for one in own(task):
+            kind = one.columns["instruction_id_list"][0]
+            points = [TASKS[task].judge(one, text).points[name] for text in (KEPT[kind], BROKEN)]
+            assert points == [(1.0, 1.0), (0.0, 1.0)], kind
+
+
+def test_a_drift_conversation_is_summed_up_with_its_last_turn() -> None:
+    pytest.importorskip("lm_eval")
+    example: Example | None = next(one for one in own("drift") if "no_comma" in one.key)
+    told: list[dict[str, tuple[float, float]]] = []
+    for turn in range(drift.NUM_TURNS):
+        assert example is not None
+        assert len(example.prompt) == 2 + 2 * turn
+        text = "one, two" if turn % 4 == 3 else "one"
+        told.append(TASKS["drift"].judge(example, text).points)
+        example = TASKS["drift"].follow(example, text)
+    assert example is None
+    assert [points["kept"][0] for points in told] == [1.0, 1.0, 1.0, 0.0] * 5
+    assert ["conversation" in points for points in told] == [False] * 19 + [True]
+    assert told[-1]["conversation"] == (0.75, 1.0)
+    blocks = [name for points in told for name in points if name.startswith("turns_")]
+    assert Counter(blocks) == {"turns_1_5": 5, "turns_6_10": 5, "turns_11_15": 5, "turns_16_20": 5}
+
+
+def test_far_prompts_are_some_six_thousand_tokens_and_end_in_the_question(lm: heedful.LM) -> None:
+    found = own("far")
+    encoded = lm.encode(found[0].prompt, found[0].instructions)
+    assert 5800 < len(encoded.token_ids) < 6600
+    assert max(encoded.span.positions) < 60
+    assert len({str(one.prompt) for one in found}) == len(found) == 24
+    assert [one.number for one in sources.records(TASKS["far"], [], 3)] == [1, 2, 3]

@@ -75,23 +75,25 @@ def test_answers_are_those_of_the_library(lm: heedful.LM) -> None:
 
 
 def test_streamed_is_not_streamed(client: openai.OpenAI, tiny: heedful.LM) -> None:
-    free = tiny.generate(PROMPT, max_new_tokens=40).text
+    free = tiny.generate(PROMPT, max_new_tokens=40)
+    stop = tiny.tokenizer.decode(free.token_ids[6:8])
     more: dict[str, Any] = {
-        "model": "m", "messages": ASK, "max_tokens": 40, "logprobs": True, "top_logprobs": 3, "stop": free[60:64],
+        "model": "m", "messages": ASK, "max_tokens": 40, "logprobs": True, "top_logprobs": 3, "stop": stop,
         "extra_body": {"heedful": {"trace": True}},
     }  # fmt: skip
     whole = client.chat.completions.create(**more)
     chunks = list(client.chat.completions.create(**more, stream=True, stream_options={"include_usage": True}))
     deltas = [choice for chunk in chunks for choice in chunk.choices]
     text = "".join(choice.delta.content or "" for choice in deltas)
-    assert text == whole.choices[0].message.content == free[: free.index(free[60:64])]
+    assert text == whole.choices[0].message.content == free.text[: free.text.index(stop)]
     assert deltas[-1].finish_reason == whole.choices[0].finish_reason == "stop"
     logprobs = [entry for choice in deltas if choice.logprobs for entry in choice.logprobs.content or []]
     assert whole.choices[0].logprobs is not None
     assert logprobs == whole.choices[0].logprobs.content
     assert chunks[-1].usage is not None
     assert whole.usage is not None
-    assert chunks[-1].usage.completion_tokens == whole.usage.completion_tokens == len(logprobs)
+    assert chunks[-1].usage.completion_tokens == whole.usage.completion_tokens == 8
+    assert "".join(entry.token for entry in logprobs) == text  # nothing of the stop string's two tokens
     steps = [step for chunk in chunks for step in (getattr(chunk, "heedful", None) or {}).get("steps", [])]
     assert steps == whole.heedful["steps"]  # type: ignore[attr-defined]
     assert len({chunk.id for chunk in chunks}) == 1
@@ -114,6 +116,12 @@ def test_log_probabilities_are_the_raw_model_s(client: openai.OpenAI) -> None:
     assert old.choices[0].logprobs is not None
     assert "".join(old.choices[0].logprobs.tokens or []) == old.choices[0].text
     assert all(len(top) == 2 for top in old.choices[0].logprobs.top_logprobs or [])
+    drawn = client.completions.create(model="m", prompt="The sea", max_tokens=9, logprobs=1, temperature=2, seed=1)
+    alike = drawn.choices[0].logprobs
+    assert alike is not None
+    chosen = list(zip(alike.tokens or [], alike.token_logprobs or [], alike.top_logprobs or [], strict=True))
+    assert all(token in top for token, _, top in chosen)
+    assert any(len(top) == 2 and list(top)[1] == token and top[token] == value for token, value, top in chosen)
 
 
 def test_choices_have_seeds_of_their_own(client: openai.OpenAI) -> None:
@@ -181,6 +189,40 @@ def test_a_server_that_heeds_system_messages(tiny: heedful.LM) -> None:
         assert heeded(client, SYSTEM)[1]["method"]["name"] == "static"
         assert heeded(client, PLAIN)[1]["method"]["name"] == "none"
         assert heeded(client, PLAIN, instructions=["fruits"], strength=2.0)[1]["method"]["strength"] == 2.0
+
+
+def test_instructions_are_found_when_asked_for(tiny: heedful.LM) -> None:
+    told = [{"role": "user", "content": "Plan a trip to Japan. Do not use any commas in your answer."}]
+    idle = [{"role": "user", "content": "What is the capital of France?"}]
+    expected = tiny.generate(told, instructions="auto", max_new_tokens=12)
+    assert expected.stats.gated > 0
+    with running(tiny) as here:
+        client = here.client()
+        text, more = heeded(client, told, instructions="auto", method="directer")
+        assert (text, more["stats"]["gated"]) == (expected.text, expected.stats.gated)
+        [found] = more["detections"][0]["found"]
+        assert found["text"] == "Do not use any commas in your answer."
+        text, more = heeded(client, idle, instructions="auto:0.9", strength=50.0)
+        assert more["method"] == {"name": "none"}
+        assert more["detections"][0]["found"] == []
+        assert "no instruction" in more["detections"][0]["note"]
+        stream = client.chat.completions.create(
+            model="m", messages=told, max_tokens=3, stream=True, stream_options={"include_usage": True},
+            extra_body={"heedful": {"instructions": "auto"}},
+        )  # type: ignore[call-overload]  # fmt: skip
+        chunks = list(stream)
+        assert chunks[-2].heedful["detections"][0]["found"][0]["text"] == found["text"]
+        assert [chunk.model_dump(exclude_unset=True).get("usage", 0) for chunk in chunks[:-1]] == [None] * 4
+        for wrong in ("auto:model", "auto:2", "auto:"):
+            with pytest.raises(openai.BadRequestError, match="instructions"):
+                heeded(client, told, instructions=wrong)
+    with running(tiny, heed="auto") as here:
+        client = here.client()
+        assert heeded(client, told)[0] == expected.text
+        assert heeded(client, idle)[1]["method"] == {"name": "none"}
+        both = client.completions.create(model="m", prompt=["Say hi.", told[0]["content"]], max_tokens=2)
+        found = [len(one["found"]) for one in both.heedful["detections"]]  # type: ignore[attr-defined]
+        assert found == [0, 1]
 
 
 # -- in company

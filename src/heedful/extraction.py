@@ -15,7 +15,7 @@ import torch
 
 from heedful.answer import Request, capacity_for
 from heedful.decode import Decoder
-from heedful.detection import Detection, Found, find
+from heedful.detection import Detection, Evidence, Found, find
 from heedful.detection.chunks import chunks
 from heedful.detection.material import layout
 from heedful.engine import Engine
@@ -167,7 +167,7 @@ def _found(
 ) -> Found:
     start, end = offsets[item[0]][0], offsets[item[1] - 1][1]
     start = end - len(content[start:end].lstrip())
-    return Found(Span(start, end, message=message), content[start:end], score, ("copied by the model",))
+    return Found(Span(start, end, message=message), content[start:end], score, Evidence("copied by the model"))
 
 
 def _tokens(tokenizer: Any, content: str) -> tuple[list[int], list[tuple[int, int]]]:

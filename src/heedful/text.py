@@ -20,6 +20,11 @@ class TextStream:
         self._prefix, self._read = 0, 0
         self._held = ""
 
+    @property
+    def num_held(self) -> int:
+        """Characters that are held back, because a stop string may begin with them."""
+        return len(self._held)
+
     def push(self, token_id: int) -> str:
         """Text that this token makes safe to show; empty while a character or a stop string may be under way."""
         self._ids.append(token_id)

@@ -107,7 +107,7 @@ def cross_validate(rows: Sequence[Marked], folds: int, least: int, penalty: floa
         model = learn([row for at, row in enumerate(rows) if at % folds != fold], least, penalty)
         for row in rows[fold::folds]:
             found = chunks(layout(row.text))
-            likely = probabilities(found, features(found), model)
+            likely = probabilities(found, model)
             gold = {at for start, end in row.ranges for at in range(start, end) if not row.text[at].isspace()}
             for threshold in THRESHOLDS:
                 marked = [chunk for chunk, score in zip(found, likely, strict=True) if score >= threshold]

@@ -121,16 +121,46 @@ async def _measure(settings: Settings, tally: Tally) -> None:
             print(name, file=sys.stderr, flush=True)
             await phase(server, settings, tally)
     print("kill -9 and restart", file=sys.stderr, flush=True)
-    begun = time.perf_counter()
-    async with started(settings) as server:
-        tally.figure("after kill -9: seconds until it answers again", time.perf_counter() - begun)
-        assert (await server.ask(request(0, 4))).status_code == 200
+    await _kill(settings, tally)
+
+
+async def _kill(settings: Settings, tally: Tally) -> None:
+    """A server that is killed while it answers, and another on its port; the clients only ask again until it is up."""
+    stopped = asyncio.Event()
+    found: Counter[str] = Counter()
+
+    async def client(server: Server, number: int) -> None:
+        while not stopped.is_set():
+            try:
+                reply = await server.ask(request(number, settings.tokens))
+            except httpx.TransportError:
+                found["retry"] += 1
+                await asyncio.sleep(0.2)
+            else:
+                found["answer" if reply.status_code == 200 else "error"] += 1
+
+    async with started(settings) as first:
+        asking = [asyncio.create_task(client(first, number)) for number in range(settings.batch)]
+        await asyncio.sleep(2.0)
+        port = first.http.base_url.port
+        first.process.send_signal(signal.SIGKILL)
+        first.process.wait()
+        found.clear()
+        begun = time.perf_counter()
+        async with started(settings, port or 0):
+            tally.figure("after kill -9: seconds until it answers again", time.perf_counter() - begun)
+            while found["answer"] < 2 * settings.batch and not all(task.done() for task in asking):
+                await asyncio.sleep(0.1)
+            stopped.set()
+            await asyncio.gather(*asking)
+    for name, what in (("answer", "answers"), ("retry", "attempts in vain"), ("error", "errors")):
+        tally.figure(f"after kill -9: {what} of {settings.batch} clients that ask again", found[name])
 
 
 @asynccontextmanager
-async def started(settings: Settings) -> AsyncIterator[Server]:
-    """A server of the settings on a free port; killed without warning at the end."""
-    command = [sys.executable, "-c", "from heedful.cli import main; main()", "serve", "--port", "0"]
+async def started(settings: Settings, port: int = 0) -> AsyncIterator[Server]:
+    """A server of the settings, on a free port if none is named; killed without warning at the end."""
+    command = [sys.executable, "-c", "from heedful.cli import main; main()", "serve", "--port", str(port)]
     command += ["--max-batch", str(settings.batch), "--max-queue", str(settings.clients)]
     command += ["--max-context", str(settings.max_context), "--dtype", settings.dtype]
     command += ["--model", settings.model] if settings.model is not None else []

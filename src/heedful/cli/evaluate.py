@@ -39,6 +39,8 @@ TASK_NAMES = (
     "gsm8k-format",
     "lifbench",
     "advfactuality",
+    "drift",
+    "far",
 )
 app = typer.Typer(cls=TaskFirst, no_args_is_help=True, help="Measure methods on benchmarks, and report.")
 app.command("judge")(judge.command)

@@ -75,7 +75,7 @@ def needs_ray(ray: str | None, replicas: int, cpus: float | None) -> None:
 
 
 def load_quietly(model: str | None, device: str, dtype: str) -> Any:
-    """The model, imported only now: `--help` should not wait for torch."""
+    """The model; a mistake in the other options is better said before it is loaded."""
     from heedful.generate import load
 
     return load(model, device=device, dtype=dtype)  # type: ignore[arg-type]

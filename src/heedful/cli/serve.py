@@ -18,7 +18,9 @@ def serve(
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes any that is free.")] = 8000,
     api_key_file: Annotated[Path | None, typer.Option(help="Keys that are let in, one a line.")] = None,
     insecure: Annotated[bool, typer.Option("--insecure", help="Let other machines in without a key.")] = False,
-    heed: Annotated[str, typer.Option(help="tags, or system: system and developer messages too.")] = "tags",
+    heed: Annotated[
+        str, typer.Option(help="tags; system: system and developer messages too; auto: what is found.")
+    ] = "tags",
     method: Annotated[str, typer.Option(help=f"For requests that name none. {options.METHOD}")] = "directer",
     max_batch: Annotated[int, typer.Option(min=1, help="Answers at a time.")] = 16,
     max_queue: Annotated[int, typer.Option(min=0, help="Requests that may wait; more are refused (429).")] = 64,

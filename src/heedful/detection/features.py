@@ -58,14 +58,15 @@ _BULLETS = frozenset("-*•–·")
 def features(found: Sequence[Chunk]) -> list[Row]:
     """For each chunk its own features and, shared among the chunks of a sentence, the sentence's."""
     rows: list[Row] = []
-    sentences = [*_sentences(found)]
-    for index, sentence in enumerate(sentences):
-        shared = (*_of_sentence(sentence, index), *_around(sentences, index))
+    listed = [*sentences(found)]
+    for index, sentence in enumerate(listed):
+        shared = (*_of_sentence(sentence, index), *around(listed, index))
         rows += [(tuple(_of_chunk(sentence, at)), shared) for at in range(len(sentence))]
     return rows
 
 
-def _sentences(found: Sequence[Chunk]) -> Iterator[Sequence[Chunk]]:
+def sentences(found: Sequence[Chunk]) -> Iterator[Sequence[Chunk]]:
+    """The chunks, sentence by sentence."""
     start = 0
     for at in range(1, len(found) + 1):
         if at == len(found) or found[at].boundary in _SENTENCE_STARTS:
@@ -95,13 +96,23 @@ def _of_chunk(sentence: Sequence[Chunk], at: int) -> list[str]:
 
 def _of_sentence(sentence: Sequence[Chunk], index: int) -> list[str]:
     words = [word for chunk in sentence for word in chunk.words]
-    is_bullet = words[0] in _BULLETS or words[1:2] in (["."], [")"])
-    opening = words[1 if words[0] in _BULLETS else 2 if is_bullet else 0 :][:2] or words[:2]
     distinct = set(words)
     names = [f"in: {word}" for word in distinct]
     names += [f"in: {one} {other}" for one, other in pairwise(words)]
-    names += _of_classes(frozenset([name for word in distinct if word in CLASS_OF for name in CLASS_OF[word]]))
-    names += [f"opening {opening[0]}", f"opening {' '.join(opening)}", f"new {sentence[0].boundary}"]
+    names += of_classes(classes(distinct))
+    return names + signs(sentence, index, words, distinct)
+
+
+def classes(distinct: set[str]) -> frozenset[str]:
+    """The classes that the words belong to."""
+    return frozenset([name for word in distinct if word in CLASS_OF for name in CLASS_OF[word]])
+
+
+def signs(sentence: Sequence[Chunk], index: int, words: Sequence[str], distinct: set[str]) -> list[str]:
+    """How a sentence begins and ends, how long it is and where it stands."""
+    is_bullet = words[0] in _BULLETS or words[1:2] in (["."], [")"])
+    opening = words[1 if words[0] in _BULLETS else 2 if is_bullet else 0 :][:2] or words[:2]
+    names = [f"opening {opening[0]}", f"opening {' '.join(opening)}", f"new {sentence[0].boundary}"]
     names.append("length " + next(str(most) for most in _LENGTHS if len(words) <= most))
     names.append("sentence 1" if index == 0 else "sentence 2" if index == 1 else "later sentence")
     if words[-1] == "?":
@@ -114,14 +125,15 @@ def _of_sentence(sentence: Sequence[Chunk], index: int) -> list[str]:
 
 
 @cache  # at most 2 to the power of the number of classes, in practice a few hundred
-def _of_classes(names: frozenset[str]) -> tuple[str, ...]:
+def of_classes(names: frozenset[str]) -> tuple[str, ...]:
     """The features of the classes that a sentence has words of: each, and each pair."""
     ordered = sorted(names)
     pairs = [f"in: class {one} and {other}" for one, other in combinations(ordered, 2)]
     return (*(f"in: class {name}" for name in ordered), *pairs)
 
 
-def _around(sentences: Sequence[Sequence[Chunk]], index: int) -> Iterator[str]:
+def around(sentences: Sequence[Sequence[Chunk]], index: int) -> Iterator[str]:
+    """What stands before and behind a sentence."""
     if index:
         before = sentences[index - 1][-1]
         if before.words[-1] == ":":

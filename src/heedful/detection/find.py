@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, Literal
 
@@ -27,13 +27,34 @@ _MARKS = "-*•–·,;: \t\n"
 
 
 @dataclass(frozen=True, slots=True)
+class Evidence:
+    """What an instruction was taken for one by: a `reason`, or the chunks `places` among those of its message."""
+
+    reason: str = ""
+    chunks: Sequence[Chunk] = ()
+    places: Sequence[int] = ()
+
+    def words(self) -> tuple[str, ...]:
+        """The reason, or the words and classes of words that spoke most strongly for it."""
+        if self.reason:
+            return (self.reason,)
+        named = features(self.chunks)
+        return _why([named[place] for place in self.places])
+
+
+@dataclass(frozen=True, slots=True)
 class Found:
-    """One instruction: its `span` (with its message), its `text`, a `score` from 0 to 1, and `why`, in a few words."""
+    """One instruction: its `span` (with its message), its `text`, and a `score` from 0 to 1."""
 
     span: Span
     text: str
     score: float
-    why: tuple[str, ...]
+    evidence: Evidence = field(compare=False, repr=False)
+
+    @property
+    def why(self) -> tuple[str, ...]:
+        """What spoke for it, in a few words; made out when asked for, which takes longer than the finding."""
+        return self.evidence.words()
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON values: `message, start, end, text, score, why`."""
@@ -79,7 +100,7 @@ def _standing(content: str, message: int, role: str) -> Iterator[Found]:
     run: list[Chunk] = []
     for chunk in (*chunks(layout(content)), None):
         if run and (chunk is None or chunk.is_material or chunk.boundary == "paragraph"):
-            yield from _found(content, message, run, 1.0, (f"{role} message",))
+            yield from _found(content, message, run, 1.0, Evidence(f"{role} message"))
             run = []
         if chunk is not None and not chunk.is_material:
             run.append(chunk)
@@ -88,27 +109,27 @@ def _standing(content: str, message: int, role: str) -> Iterator[Found]:
 def _read(content: str, message: int, threshold: float) -> Iterator[Found]:
     """What the model takes for an instruction: chunks in a row of one paragraph."""
     listed = chunks(layout(content))
-    named = features(listed)
-    likely = probabilities(listed, named, weights())
+    likely = probabilities(listed, weights())
     taken = [at for at, score in enumerate(likely) if score >= threshold]
     run: list[int] = []
     for at in (*taken, None):
         if run and (at != run[-1] + 1 or listed[at].boundary == "paragraph"):
             size = sum(listed[it].end - listed[it].start for it in run)
             score = sum(likely[it] * (listed[it].end - listed[it].start) for it in run) / size
-            yield from _found(content, message, [listed[it] for it in run], score, _why([named[it] for it in run]))
+            evidence = Evidence(chunks=listed, places=tuple(run))
+            yield from _found(content, message, [listed[it] for it in run], score, evidence)
             run = []
         if at is not None:
             run.append(at)
 
 
-def _found(content: str, message: int, run: Sequence[Chunk], score: float, why: tuple[str, ...]) -> Iterator[Found]:
+def _found(content: str, message: int, run: Sequence[Chunk], score: float, evidence: Evidence) -> Iterator[Found]:
     """One finding, without the bullet or comma before it; none where nothing but signs is left."""
     start, end = run[0].start, run[-1].end
     text = content[start:end]
     start = end - len(text.lstrip(_MARKS))
     if any(char.isalnum() for char in content[start:end]):
-        yield Found(Span(start, end, message=message), content[start:end], min(score, 1.0), why)
+        yield Found(Span(start, end, message=message), content[start:end], min(score, 1.0), evidence)
 
 
 def _why(rows: Sequence[Row], most: int = 3) -> tuple[str, ...]:

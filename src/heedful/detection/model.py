@@ -11,11 +11,11 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from importlib.resources import files
 
 from heedful.detection.chunks import Chunk
-from heedful.detection.features import Row
+from heedful.detection.scorer import Scorer
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,11 @@ class Weights:
     features: Mapping[str, float]
     ties: Mapping[str, tuple[float, float]]
 
+    @cached_property
+    def scorer(self) -> Scorer:
+        """The features' weights, ready to be summed up."""
+        return Scorer(self.features)
+
 
 @cache
 def weights() -> Weights:
@@ -34,21 +39,9 @@ def weights() -> Weights:
     return Weights(data["features"], {name: tuple(pair) for name, pair in data["ties"].items()})
 
 
-def probabilities(found: Sequence[Chunk], rows: Sequence[Row], model: Weights) -> list[float]:
-    """For each chunk, of the features in `rows`, the probability that it is an instruction; 0 for material."""
-    return chain(found, scores(rows, model), model.ties) if found else []
-
-
-def scores(rows: Sequence[Row], model: Weights) -> list[float]:
-    """Each chunk's log odds, regarded alone."""
-    weigh = model.features.get
-    summed: list[float] = []
-    known: tuple[tuple[str, ...], float] = ((), 0.0)
-    for own, shared in rows:
-        if shared is not known[0]:
-            known = (shared, sum([weigh(name, 0.0) for name in shared]))
-        summed.append(known[1] + sum([weigh(name, 0.0) for name in own]))
-    return summed
+def probabilities(found: Sequence[Chunk], model: Weights) -> list[float]:
+    """For each chunk the probability that it is an instruction; 0 for material."""
+    return chain(found, model.scorer.scores(found), model.ties) if found else []
 
 
 def chain(found: Sequence[Chunk], odds: Sequence[float], ties: Mapping[str, tuple[float, float]]) -> list[float]:

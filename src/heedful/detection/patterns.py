@@ -108,7 +108,7 @@ ANNOUNCEMENT = re.compile(
     rf"|^\W*(?:please |kindly |can you |could you )?{_REWORK}(?: (?:this|the|my|it))?(?: \w+)?(?: {_NOUN})?[.!?]*$",
     re.I,
 )
-COLON = re.compile(r"(?<=\w):(?=\s)|(?<=[)\]”\"’'*]):(?=\s)|(?<=\w) [-–—](?= [A-Z])")
+COLON = re.compile(r":(?=\s)(?<=[\w)\]”\"’'*]:)| [-–—](?= [A-Z])(?<=\w [-–—])")  # a literal first: found faster
 SENTENCE_START = re.compile(r"[.!?][\"”')]*\s+(?=\S)|\n+|:\s+(?=\S)")
 
 # What makes a quotation a text to work on, and what makes it an argument of the sentence.

@@ -37,12 +37,14 @@ def by_task(tasks: Sequence[str], named: Sequence[str]) -> dict[str, list[str]]:
 
 
 def records(task: Task, sources: Sequence[str], limit: int | None = None) -> list[Record]:
-    """The first `limit` rows of each source, or of the task's own set of the hub where none is given.
+    """The first `limit` rows of each source; where none is given, the task's own rows or its set of the hub.
 
     Raises `OptionError` where there is no such set, `DataError` where rows cannot be had.
     """
     if sources:
         return [record for source in sources for record in _of(task, source, limit)]
+    if task.rows is not None:
+        return [Record(task.name, number, row) for number, row in enumerate(task.rows(), start=1)][:limit]
     if task.hub is None:
         raise OptionError(f"{task.name} has no set on the hub: pass its rows with --data FILE")
     return data.fetch(task.hub, limit)

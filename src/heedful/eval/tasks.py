@@ -8,7 +8,7 @@ from typing import Any
 
 from heedful.data import HubSet, Record
 from heedful.errors import DataError
-from heedful.eval import followbench, gsm8k, ifbench, ifeval, lifbench, multi_if
+from heedful.eval import drift, followbench, gsm8k, ifbench, ifeval, lifbench, multi_if
 from heedful.prompt import Instructions, Messages
 
 
@@ -35,8 +35,9 @@ class Verdict:
 class Task:
     """A benchmark. `primary`: the metric that runs are compared by. `check` raises early if a judge is missing.
 
-    `hub`: the set that is read where no data are named. `follow`: from an example and its answer, the example that
-    comes next in the same conversation, if any; it has a key of its own. `num_turns`: how many there are at most.
+    `hub`: the set that is read where no data are named; `rows`: rows of our own, for a task that has any. `follow`:
+    from an example and its answer, the example that comes next in the same conversation, if any; it has a key of its
+    own. `num_turns`: how many there are at most.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Task:
     hub: HubSet | None = None
     follow: Callable[[Example, str], Example | None] = lambda example, answer: None
     num_turns: int = 1
+    rows: Callable[[], list[dict[str, Any]]] | None = None
 
 
 def _ifeval_official(record: Record) -> Example:
@@ -179,6 +181,38 @@ def _lifbench_verdict(example: Example, text: str) -> Verdict:
     return Verdict(points, {"criteria": found.criteria})
 
 
+def _drift(record: Record) -> Example:
+    record.need(["key", "system", "turns", "instruction_id_list", "kwargs"], "drift")
+    columns = {**record.columns, "answers": []}
+    said = drift.messages(columns["system"], columns["turns"], [])
+    return Example(str(columns["key"]), said, "system", drift.MAX_NEW_TOKENS, columns)
+
+
+def _drift_next(example: Example, answer: str) -> Example | None:
+    columns = {**example.columns, "answers": [*example.columns["answers"], answer]}
+    turn = len(columns["answers"])
+    if turn == len(columns["turns"]):
+        return None
+    said = drift.messages(columns["system"], columns["turns"], columns["answers"])
+    return Example(f"{columns['key']}:turn{turn + 1}", said, "system", drift.MAX_NEW_TOKENS, columns)
+
+
+def _drift_verdict(example: Example, text: str) -> Verdict:
+    """`kept` counts turns; `conversation`, the share of its turns that keep the constraint, comes with the last."""
+    answers = [*example.columns["answers"], text]
+    last = float(all(ifeval.followed(example.columns, text).strict))
+    points = {"kept": (last, 1.0), drift.block(len(answers) - 1): (last, 1.0)}
+    if len(answers) == len(example.columns["turns"]):
+        kept = [all(ifeval.followed(example.columns, answer).strict) for answer in answers]
+        points["conversation"] = (sum(kept) / len(kept), 1.0)
+    return Verdict(points)
+
+
+def _far(record: Record) -> Example:
+    record.need(["key", "prompt", "instruction_id_list", "kwargs"], "far")
+    return Example(str(record.columns["key"]), record.columns["prompt"], "system", drift.MAX_NEW_TOKENS, record.columns)
+
+
 SPLIT_IFEVAL = HubSet("ibm-research/Split-IFEval")
 HEED_TRUTH = "If the question rests on a false premise, say so and correct it."
 
@@ -214,6 +248,17 @@ TASKS = {
         Task("gsm8k-format", "joint", _gsm8k, _gsm8k_verdict, hub=HubSet("openai/gsm8k", "test", "main")),
         Task("lifbench", "score", _lifbench, _lifbench_verdict),
         Task("advfactuality", "corrected", _advfactuality, _advfactuality_verdict),
+        Task(
+            "drift",
+            "conversation",
+            _drift,
+            _drift_verdict,
+            ifeval.check,
+            follow=_drift_next,
+            num_turns=drift.NUM_TURNS,
+            rows=drift.drift_rows,
+        ),
+        Task("far", "prompt_strict", _far, _ifeval_verdict, ifeval.check, rows=drift.far_rows),
     )
 }
 

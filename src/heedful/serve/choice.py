@@ -33,7 +33,8 @@ class Piece:
     index: int
     text: str
     step: Step
-    logprob: Logprob | None
+    logprobs: Sequence[Logprob]
+    """Of the tokens whose text it shows: a token that may belong to a stop string waits, and goes where that goes."""
     finish_reason: FinishReason | None
 
 
@@ -54,6 +55,7 @@ class Choice:
     def __post_init__(self) -> None:
         self._stream = TextStream(self.tokenizer, self.stops)
         self._stats = Stats()
+        self._waiting: list[tuple[int, Logprob]] = []  # with the place in the answer where their texts begin
 
     @property
     def stats(self) -> Stats:
@@ -68,6 +70,7 @@ class Choice:
     def take(self, token: Token) -> Piece:
         """The next token."""
         offset = len(self._stream.text)
+        start = offset + self._stream.num_held
         text = self._stream.push(token.step.token_id)
         self.finish_reason = "stop" if self._stream.is_stopped else token.finish_reason
         if self.finish_reason is not None:
@@ -75,11 +78,17 @@ class Choice:
         step = replace(token.step, text=self._spelled(token.step.token_id))
         self.steps.append(step)
         self.ranking, self._stats, self.num_reused = token.ranking, token.stats, token.num_reused
-        logprob = None
         if self.wants_logprobs and self.finish_reason != "eos":
-            logprob = self._logprob(step, token, offset)
-            self.logprobs.append(logprob)
-        return Piece(self.index, text, step, logprob, self.finish_reason)
+            self._waiting.append((start, self._logprob(step, token, offset)))
+        return Piece(self.index, text, step, self._shown(), self.finish_reason)
+
+    def _shown(self) -> list[Logprob]:
+        """What waited, of tokens that are a part of the answer now; those of a stop string never are."""
+        end, is_certain = len(self._stream.text), self._stream.num_held == 0 and not self._stream.is_stopped
+        shown = [one for start, one in self._waiting if is_certain or start < end]
+        self._waiting = [(start, one) for start, one in self._waiting if not is_certain and start >= end]
+        self.logprobs += shown
+        return shown
 
     def _logprob(self, step: Step, token: Token, offset: int) -> Logprob:
         value = math.log(step.p_raw) if step.p_raw > 0 else UNLIKELIEST

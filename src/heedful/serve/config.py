@@ -12,20 +12,21 @@ from typing import Literal
 from heedful.checks import choice, finite, whole
 from heedful.errors import OptionError
 
-HEEDS = ("tags", "system")
+HEEDS = ("tags", "system", "auto")
 
 
 @dataclass(frozen=True)
 class Config:
     """Settings of a server; every one has a bound. Raises `OptionError` where a value lies outside its range.
 
-    `heed`: "tags" heeds what `<heed>` tags mark, "system" the system and developer messages too. `method`: the steering
+    `heed`: "tags" heeds what `<heed>` tags mark, "system" the system and developer messages too, "auto" whatever is
+    found to be an instruction. `method`: the steering
     method of requests that name none. `max_tokens`: the longest answer, and what a chat request gets that names no
     limit. `seconds`: for one request, its time in the queue included. `grace_seconds`: for what runs at shutdown.
     """
 
     model_name: str
-    heed: Literal["tags", "system"] = "tags"
+    heed: Literal["tags", "system", "auto"] = "tags"
     method: str = "directer"
     max_tokens: int = 2048
     max_choices: int = 16

@@ -10,7 +10,7 @@ from heedful.displacement import Displaced
 from heedful.errors import OptionError, SpanError
 from heedful.generate import LM
 from heedful.methods import from_settings, method_by_name, read_spec
-from heedful.prompt import EncodedPrompt, Instructions, Messages
+from heedful.prompt import AUTO, EncodedPrompt, Instructions, Messages, is_auto
 from heedful.recipe import Method, ModelShape, recipe_of
 from heedful.serve.schemas import Heedful
 from heedful.steerers import Pasta
@@ -87,24 +87,32 @@ def _refuse_pooled(method: Method | None) -> None:
 
 
 def mark(lm: LM, messages: Messages, asked: Heedful | None, default: Default, heed: str) -> Marked:
-    """Encodes a prompt and settles its method: none where nothing is marked and no steering was asked for.
+    """Encodes a prompt and settles its method: none where nothing is marked and no steering was asked for, or where
+    the instructions were to be found and there are none.
 
     `messages` text is a plain prompt without a template. Raises the `HeedfulError` that says what is wrong.
     """
     is_raw = isinstance(messages, str)
     instructions: Instructions = asked.instructions if asked is not None else None
-    if instructions is None and heed == "system" and _has_system(messages):
-        instructions = "system"
+    if instructions is None:
+        instructions = _by_default(messages, heed)
     method = default.method(asked)
     encoded = lm.encode(messages, instructions, raw=is_raw)
     if encoded.span:
         return Marked(encoded, method)
-    if asked is not None and asked.steers and method is not None:
+    if asked is not None and asked.steers and method is not None and not is_auto(instructions):
         raise SpanError(
             "the request asks for steering, but nothing in it is marked: wrap what is to be heeded in <heed>…</heed>, "
             'name it in heedful.instructions, or leave "method", "strength" and "threshold" out'
         )
     return Marked(encoded, None)
+
+
+def _by_default(messages: Messages, heed: str) -> Instructions:
+    """What the server heeds in a request that names nothing; text between tags is found in any case."""
+    if heed == "auto":
+        return AUTO
+    return "system" if heed == "system" and _has_system(messages) else None
 
 
 def _has_system(messages: Messages) -> bool:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from heedful.detection import Detection
 from heedful.recipe import Method
 from heedful.serve.choice import Choice, Logprob, Piece, finish
 
@@ -27,6 +28,8 @@ class Envelope:
     num_choices: int
     method: Method | None
     wants_trace: bool
+    detections: Sequence[Detection] = ()
+    """What was found, of each prompt, where the instructions were to be found."""
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
     created: int = field(default_factory=lambda: int(time.time()))
 
@@ -35,9 +38,10 @@ class Envelope:
         reply = self._head("chat.completion" if self.is_chat else "text_completion")
         reply["choices"] = [self._choice(choice) for choice in choices]
         reply["usage"] = self.usage(choices)
+        told = self._detected()
         if self.wants_trace:
-            reply["heedful"] = {**self._trace_end(choices[0]), "steps": [asdict(step) for step in choices[0].steps]}
-        return reply
+            told |= {**self._trace_end(choices[0]), "steps": [asdict(step) for step in choices[0].steps]}
+        return {**reply, "heedful": told} if told else reply
 
     def opening(self, index: int) -> Json:
         """A chat stream's first chunk of a choice."""
@@ -46,18 +50,19 @@ class Envelope:
     def chunk(self, piece: Piece, choice: Choice) -> Json:
         """What one token adds."""
         entry: Json = {"index": piece.index, "logprobs": None, "finish_reason": finish(piece.finish_reason)}
-        if piece.logprob is not None:
-            entry["logprobs"] = self._logprobs([piece.logprob])
+        if piece.logprobs:
+            entry["logprobs"] = self._logprobs(piece.logprobs)
         if self.is_chat:
             entry["delta"] = {"content": piece.text} if piece.text or piece.finish_reason is None else {}
         else:
             entry["text"] = piece.text
         reply = self._chunk([entry])
+        told = {} if piece.finish_reason is None else self._detected()
         if self.wants_trace:
-            reply["heedful"] = {"steps": [asdict(piece.step)]}
+            told |= {"steps": [asdict(piece.step)]}
             if piece.finish_reason is not None:
-                reply["heedful"] |= self._trace_end(choice)
-        return reply
+                told |= self._trace_end(choice)
+        return {**reply, "heedful": told} if told else reply
 
     def last(self, choices: Sequence[Choice]) -> Json:
         """A stream's chunk of token counts."""
@@ -90,6 +95,9 @@ class Envelope:
             entry["text"] = choice.text
         return entry
 
+    def _detected(self) -> Json:
+        return {"detections": [found.to_dict() for found in self.detections]} if self.detections else {}
+
     def _trace_end(self, choice: Choice) -> Json:
         stats = asdict(choice.stats)
         method = {"name": "none"} if self.method is None else self.method.describe()
@@ -105,7 +113,7 @@ class Envelope:
         return {
             "tokens": [one.text for one in logprobs],
             "token_logprobs": [one.value for one in logprobs],
-            "top_logprobs": [dict(reversed(one.top)) for one in logprobs],
+            "top_logprobs": [_alternatives(one) for one in logprobs],
             "text_offset": [one.offset for one in logprobs],
         }
 
@@ -113,6 +121,14 @@ class Envelope:
 def _entry(text: str, value: float) -> Json:
     # A token that is a part of a character has no text of its own, and so no bytes that could be told.
     return {"token": text, "logprob": value, "bytes": None if "�" in text else list(text.encode())}
+
+
+def _alternatives(one: Logprob) -> dict[str, float]:
+    """The likeliest tokens and the chosen one; of two that are spelled alike, the likelier one is told."""
+    found: dict[str, float] = {}
+    for text, value in (*one.top, (one.text, one.value)):
+        found.setdefault(text, value)
+    return found
 
 
 def _unfinished() -> Json:

@@ -131,14 +131,15 @@ class EventStream(StreamingResponse):
 
 async def _events(asked: Asked, wants_usage: bool) -> AsyncIterator[str]:
     generation, envelope = asked.generation, asked.envelope
+    uncounted = {"usage": None} if wants_usage else {}  # as OpenAI's: null in all chunks but the last
     try:
         if envelope.is_chat:
             for choice in generation.choices:
-                yield _event(envelope.opening(choice.index))
+                yield _event({**envelope.opening(choice.index), **uncounted})
         async with aclosing(generation.pieces()) as pieces:
             async for piece in pieces:
-                if piece.text or piece.finish_reason or piece.logprob is not None or envelope.wants_trace:
-                    yield _event(envelope.chunk(piece, generation.choices[piece.index]))
+                if piece.text or piece.finish_reason or piece.logprobs or envelope.wants_trace:
+                    yield _event({**envelope.chunk(piece, generation.choices[piece.index]), **uncounted})
         if wants_usage:
             yield _event(envelope.last(generation.choices))
     except Exception as error:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema, model_validator
 from pydantic_core import PydanticCustomError
 
 # Fields of OpenAI's API that are not supported, with the values that ask for nothing.
@@ -46,6 +47,16 @@ IN_MESSAGES: dict[str, tuple[Any, ...]] = {
 }
 Texts = Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1, max_length=64)]
 MAX_FIELDS = 64  # of one object: no object has as many, and each unknown one is an error of its own
+WAYS = r"^(system|user|assistant|auto(:(0?\.[0-9]{1,6}|1(\.0)?))?)$"
+
+
+def _way(value: str) -> str:
+    if re.fullmatch(WAYS, value) is None:
+        raise _wrong("Input should be 'system', 'user', 'assistant', 'auto', 'auto:0.8' or a list of texts")
+    return value
+
+
+Way = Annotated[str, AfterValidator(_way), WithJsonSchema({"type": "string", "pattern": WAYS})]
 StopText = Annotated[str, Field(min_length=1, max_length=256)]
 
 
@@ -87,8 +98,10 @@ class _Optional(_Strict):
 class Heedful(_Optional):
     """How a request is steered; all of it may be left out."""
 
-    instructions: Texts | Literal["system", "user", "assistant"] | None = Field(
-        None, description="Exact texts to heed, wherever they stand, or a role whose messages are heeded whole."
+    instructions: Texts | Way | None = Field(
+        None,
+        description="Exact texts to heed, wherever they stand; a role whose messages are heeded whole; or `auto`, "
+        "which finds them (`auto:0.8` sets the least score).",
     )
     method: str | None = Field(
         None, max_length=1000, description="A method and its options, as in `directer` or `spotlight:target=0.3`."

@@ -84,7 +84,15 @@ class Service:
         self.metrics.prompt_tokens.inc(num_prompt_tokens)
         return Asked(
             Generation(choices, streams, self.config.seconds, self.metrics, begun),
-            Envelope(request.model, is_chat, num_prompt_tokens, request.n, marked[0].method, request.wants_trace),
+            Envelope(
+                request.model,
+                is_chat,
+                num_prompt_tokens,
+                request.n,
+                marked[0].method,
+                request.wants_trace,
+                [one.prompt.detection for one in marked if one.prompt.detection is not None],
+            ),
         )
 
     async def _encode(self, prompts: Sequence[Any], request: ChatRequest | CompletionRequest) -> list[Marked]:

@@ -241,6 +241,7 @@ class TransformersEngine:
                 ticket = self._waiting.peek()
                 ticket.answer = self._decoder.submit(ticket.request)
                 self._running[ticket.answer] = self._waiting.pop()
+                ticket.begun = time.monotonic()  # Retry-After counts those that wait; a mean with waits counted twice
 
     def _leave(self, ticket: Ticket) -> None:
         if ticket.answer is None:
