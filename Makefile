@@ -13,7 +13,7 @@ CHECK := import sys; sys.exit(sys.version_info < (3, 10))
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint bench bench-serve clean model
+.PHONY: help demo test lint bench bench-serve pictures playground clean model
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
@@ -36,8 +36,15 @@ bench-serve: model  ## a server under load, with faults (BENCH_ARGS='--seconds 6
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[serve]'
 	$(BIN)/heedful bench serve $(BENCH_ARGS)
 
+pictures: model $(VENV)/.extras  ## the playground's pictures in docs/pictures; needs Chromium
+	OMP_NUM_THREADS=1 $(BIN)/python tools/playground/pictures.py
+
+playground: model  ## open the playground (PLAYGROUND_ARGS='--port 8080' …)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[playground]'
+	$(BIN)/heedful playground $(PLAYGROUND_ARGS)
+
 clean:  ## remove the environment and the tools' caches; the model stays in the user's cache
-	rm -rf $(VENV) .pytest_cache .hypothesis .mypy_cache .ruff_cache build dist
+	rm -rf $(VENV) screenshots .pytest_cache .hypothesis .mypy_cache .ruff_cache build dist
 
 model: $(STAMP)
 	@$(BIN)/heedful models fetch
@@ -54,5 +61,5 @@ $(STAMP): pyproject.toml constraints.txt
 
 # Only tests and types need torchao, whose import is noisy, and the harnesses, which are large.
 $(VENV)/.extras: $(STAMP)
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[eval,inspect,quantised,ray,serve]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[eval,inspect,playground,quantised,ray]'
 	@touch $@

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 import families
 import heedful
 from heedful.serve import run
-from heedful.serve.app import create_app
+from heedful.serve.app import WebPage, create_app
 from heedful.serve.config import Config, Keys
 from heedful.serve.service import Service
 from heedful.serve.storage import plan
@@ -62,12 +62,18 @@ class Running:
 
 @contextmanager
 def running(
-    lm: heedful.LM, *, keys: tuple[str, ...] = (), context: int = 512, limits: Limits | None = None, **config: Any
+    lm: heedful.LM,
+    *,
+    keys: tuple[str, ...] = (),
+    context: int = 512,
+    limits: Limits | None = None,
+    page: WebPage | None = None,
+    **config: Any,
 ) -> Iterator[Running]:
     limits = limits or Limits(max_running=4, max_queue=16)
     engine = TransformersEngine(lm, plan(lm.engine, limits.max_running, context), limits)
     service = Service(lm, engine, Config(**{"model_name": "m", "max_tokens": 500, **config}))
-    app = create_app(service, Keys(list(keys)))
+    app = create_app(service, Keys(list(keys)), page=page)
     bound = run.listen("127.0.0.1", 0)
     server = run.Server(app, engine, 2.0)
     engine.start()

@@ -19,7 +19,7 @@ ORDER = [
     {"directer", "displacement"},
     {"methods"},
     {"engine"},
-    {"ranking", "answer", "held"},
+    {"ranking", "answer", "held", "alternatives"},
     {"decode", "scoring"},
     {"extraction"},
     {"generate"},
@@ -28,6 +28,7 @@ ORDER = [
     {"metrics"},
     {"scorebook"},
     {"profiling", "tuning", "serve", "ray"},
+    {"playground"},
     {"bench"},
     {"cli"},
 ]
@@ -85,13 +86,20 @@ def test_importing_changes_nothing() -> None:
 
 EXTRAS = [
     *("scipy", "lm_eval", "matplotlib", "openai", "datasets", "nltk", "langdetect", "syllapy"),
-    *("fastapi", "uvicorn", "starlette", "prometheus_client", "pydantic", "inspect_ai", "torchao", "ray", "pyarrow"),
+    *("fastapi", "uvicorn", "starlette", "prometheus_client", "pydantic", "inspect_ai", "torchao"),
+    *("gradio", "pyarrow", "ray"),
 ]
 
 
 def test_the_command_needs_no_extra() -> None:
     """Whoever has installed heedful alone can run it: the modules of extras are imported when they are used."""
-    parts = [ROOT / "serve", ROOT / "harness", ROOT / "bench" / "serve.py", ROOT / "eval" / "figures.py"]
+    parts = [
+        ROOT / "serve",
+        ROOT / "playground",
+        ROOT / "harness",
+        ROOT / "bench" / "serve.py",
+        ROOT / "eval" / "figures.py",
+    ]
     for path in ROOT.rglob("*.py"):
         if any(path == part or part in path.parents for part in parts):
             continue

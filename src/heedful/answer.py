@@ -15,7 +15,7 @@ from heedful.engine import Chunk, Edit, Result, Row
 from heedful.errors import NumericError
 from heedful.recipe import Recipe
 from heedful.sampling import Drawing, Sampling
-from heedful.trace import Stats, Step
+from heedful.trace import Alternative, Stats, Step
 
 FinishReason = Literal["eos", "stop", "length", "error"]
 Process = Callable[[Sequence[int], torch.Tensor], torch.Tensor]
@@ -30,7 +30,8 @@ class Request:
 
     `positions`, `weights`: the instruction span's token positions and a weight each. `recipe` None: plain decoding.
     `process(token_ids, logits (vocab,)) → logits`: logits processors that are no sampling filters; they act on raw and
-    steered logits alike, before the gate. `num_top`: how many of the likeliest tokens each `Emitted` tells.
+    steered logits alike, before the gate. `num_top`: how many of the likeliest tokens each `Emitted` tells;
+    `num_alternatives`: how many with their raw and their steered probability.
     """
 
     token_ids: tuple[int, ...]
@@ -42,6 +43,7 @@ class Request:
     eos_ids: frozenset[int] = frozenset()
     process: Process | None = None
     num_top: int = 0
+    num_alternatives: int = 0
 
     @property
     def num_slots(self) -> int:
@@ -62,6 +64,7 @@ class Emitted:
     finish_reason: FinishReason | None
     top: tuple[tuple[int, float], ...] = ()
     error: NumericError | None = None
+    alternatives: tuple[Alternative, ...] = ()
 
     @property
     def step(self) -> Step:
@@ -80,6 +83,8 @@ class Answer:
     token_ids: list[int] = field(default_factory=list)
     stats: Stats = field(default_factory=Stats)
     ranking: tuple[int, ...] = ()
+    sensitivity: tuple[float, ...] = ()
+    """Each layer's score, where the layers were ranked by a measurement."""
     finish_reason: FinishReason | None = None
     stage: Literal["prefill", "raw", "trial", "ready"] = "prefill"
     edits: tuple[Edit, ...] = ()

@@ -13,13 +13,14 @@ from collections import deque
 import torch
 
 from heedful import ranking
+from heedful.alternatives import alternatives
 from heedful.answer import Answer, Emitted, FinishReason, Plan, Request, Work, capacity_for
 from heedful.engine import Chunk, Edit, Engine, Result, Row, Slots
 from heedful.errors import ContextLengthError, NumericError, OptionError
 from heedful.held import Held
 from heedful.recipe import Contrast, Recipe
 from heedful.sampling import draw
-from heedful.trace import Decision, Step
+from heedful.trace import Alternative, Decision, Step
 
 NUM_GUESSES = 3
 PREFILL_TOKENS = 2048
@@ -275,7 +276,9 @@ class Decoder:
                 captured = [(pre[low:high], post[low:high]) for pre, post in result.captured]
                 recipe = sequence.request.recipe
                 assert recipe is not None
-                self._rank(sequence, ranking.measured(recipe.ranking, captured))
+                measured = ranking.measured(recipe.ranking, captured)
+                sequence.sensitivity = measured.scores
+                self._rank(sequence, measured.order)
                 sequence.stats.ranking_seconds += time.perf_counter() - begun
                 if sequence.is_ungated:
                     return  # the last prompt token is computed once more, steered
@@ -338,7 +341,7 @@ class Decoder:
                 token = self._pick_steered(sequence, token, steered)
             else:
                 token, decision = self._pick_raw(sequence), "rejected"
-        self._emit(sequence, token, decision, 0, int(decision != "skipped"), emitted)
+        self._emit(sequence, token, decision, 0, int(decision != "skipped"), emitted, steered)
         twin = sequence.twin
         assert twin is not None
         twin.token_ids.append(token)
@@ -400,10 +403,10 @@ class Decoder:
         if accepted:
             token = self._pick_steered(sequence, tokens[accepted[0]], steered[accepted[0]])
             layers = len(sequence.edits[accepted[0]].layers)
-            self._emit(sequence, token, "accepted", layers, accepted[0] + 1, emitted)
+            self._emit(sequence, token, "accepted", layers, accepted[0] + 1, emitted, steered[accepted[0]])
         else:
             token = self._pick_raw(sequence)
-            self._emit(sequence, token, "rejected", 0, len(tokens), emitted)
+            self._emit(sequence, token, "rejected", 0, len(tokens), emitted, steered[0])
         sequence.stage = "raw"
         if token in item.guesses and sequence.finish_reason is None:
             self.slots.commit(sequence.slot, item.columns[item.guesses.index(token)])
@@ -429,7 +432,9 @@ class Decoder:
         layers: int,
         trials: int,
         emitted: list[Emitted],
+        steered: torch.Tensor | None = None,
     ) -> None:
+        """Adds the token to its answer; `steered`: the logits of the trial that settled it, where there was one."""
         top_token, p_top = sequence.top[0]
         p_raw = p_top if token == top_token else float((sequence.raw[token] - sequence.log_total).exp())
         changed = token != top_token and not sequence.is_steered_always
@@ -442,7 +447,8 @@ class Decoder:
             sequence.finish_reason = "length"
         if sequence.finish_reason is not None:
             self._release(sequence)
-        emitted.append(Emitted(sequence, step, sequence.finish_reason, self._likeliest(sequence)))
+        told = _alternatives(sequence, token, steered)
+        emitted.append(Emitted(sequence, step, sequence.finish_reason, self._likeliest(sequence), alternatives=told))
 
     def _fail(self, sequence: Answer, emitted: list[Emitted]) -> None:
         """Ends a sequence whose logits are not finite; the others go on."""
@@ -458,6 +464,16 @@ class Decoder:
             return ()
         values, tokens = sequence.raw.topk(count)
         return tuple(zip(tokens.tolist(), (values - sequence.log_total).tolist(), strict=True))
+
+
+def _alternatives(sequence: Answer, token: int, steered: torch.Tensor | None) -> tuple[Alternative, ...]:
+    """As many as asked for; an ungated steerer's logits are the steered ones."""
+    count = sequence.request.num_alternatives
+    if not count:
+        return ()
+    if sequence.is_steered_always:
+        return alternatives(None, sequence.raw, token, count)
+    return alternatives(sequence.raw, steered, token, count)
 
 
 def _is_finite(logits: torch.Tensor | None) -> bool:

@@ -6,7 +6,7 @@ Row 0 is raw, row ℓ + 1 is steered in layer ℓ alone; all hold the last promp
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch.nn.functional import cosine_similarity
@@ -15,6 +15,14 @@ from heedful.engine import Edit, Row
 from heedful.recipe import Ranking, Recipe
 
 Captured = Sequence[tuple[torch.Tensor, torch.Tensor]]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Layers, most sensitive first, and each layer's score, by layer."""
+
+    order: tuple[int, ...]
+    scores: tuple[float, ...]
 
 
 def needs_probe(ranking: Ranking) -> bool:
@@ -29,14 +37,14 @@ def probe_rows(recipe: Recipe, raw: Row, num_layers: int) -> list[Row]:
     return [raw, *(replace(raw, edit=edit, wants_logits=False) for edit in edits)]
 
 
-def measured(ranking: Ranking, captured: Captured) -> tuple[int, ...]:
-    """Layers, most sensitive first, from input and output `(L + 1, hidden)` of each layer's attention block."""
+def measured(ranking: Ranking, captured: Captured) -> Measured:
+    """The layers' order and scores, from input and output `(L + 1, hidden)` of each layer's attention block."""
     pre = torch.stack([pair[0].cpu() for pair in captured]).double()
     post = torch.stack([pair[1].cpu() for pair in captured]).double()
     scores = released_scores(pre, post) if ranking == "released" else sensitivity(pre, post)
     # A layer whose window hides the span scores 0 up to rounding: such ties go by layer index.
     order = torch.argsort(scores.round(decimals=6), descending=True, stable=True).tolist()
-    return tuple(reversed(order)) if ranking == "reversed" else tuple(order)
+    return Measured(tuple(reversed(order)) if ranking == "reversed" else tuple(order), tuple(scores.tolist()))
 
 
 def sensitivity(pre: torch.Tensor, post: torch.Tensor) -> torch.Tensor:

@@ -34,6 +34,19 @@ class Step:
     changed: bool
 
 
+@dataclass(frozen=True, slots=True)
+class Alternative:
+    """A token that might have come at a step: its raw and its steered probability, both before temperature.
+
+    `p_raw` None: no raw pass was made (an ungated steerer). `p_steered` None: nothing was steered at that step. Where
+    a trial was accepted the steered probability is that trial's, where all were rejected the strongest one's.
+    """
+
+    token_id: int
+    p_raw: float | None
+    p_steered: float | None
+
+
 @dataclass(slots=True)
 class Stats:
     """Counts and times of one answer.

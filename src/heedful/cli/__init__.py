@@ -17,6 +17,7 @@ from heedful.cli import (
     generate,
     harness,
     models,
+    playground,
     profile,
     serve,
     spans,
@@ -43,6 +44,7 @@ app.command("chat")(chat.command)
 app.command("spans")(spans.spans)
 app.command("tune")(tune.command)
 app.command("serve")(serve.serve)
+app.command("playground")(playground.command)
 app.add_typer(models.app, name="models")
 evaluate.app.command("ablation")(ablation.command)
 evaluate.app.command("lm-eval")(harness.lm_eval)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -35,6 +35,9 @@ def serve(
         int | None, typer.Option(min=1, help="Prompt tokens read in one step; else 128 on a CPU, 1024 on a GPU.")
     ] = None,
     reuse_prefixes: Annotated[bool, typer.Option(help="Do not read again what a slot still holds.")] = True,
+    playground: Annotated[
+        bool, typer.Option("--playground", help="Also a page at /playground that shows what steering does.")
+    ] = False,
     device: options.Device = "cpu",
     dtype: options.Dtype = "auto",
 ) -> None:
@@ -44,6 +47,7 @@ def serve(
         from heedful.serve import launch, marking, run, worker
     except ImportError as error:
         raise OptionError(f"the server needs its extra: pip install 'heedful[serve]' ({error})") from error
+    page = _playground() if playground else None
     keys = settings.read_keys(api_key_file)
     settings.refuse_open_door(host, bool(keys), insecure)
     config = settings.Config(
@@ -61,4 +65,14 @@ def serve(
         lm = options.load_quietly(model, device, dtype)
         config = replace(config, model_name=model or lm.engine.shape.name or config.model_name)
         limits = worker.Limits(max_batch, max_queue, prefill_chunk, reuse_prefixes)
-        launch.launch(lm, config, limits, keys=keys, bound=bound, max_context=max_context)
+        launch.launch(lm, config, limits, keys=keys, bound=bound, max_context=max_context, page=page)
+
+
+def _playground() -> Any:
+    """The playground as a page of the server; imported before the model is loaded, so that a lack is told first."""
+    try:
+        from heedful.playground.mount import PATH, mount
+        from heedful.serve.app import WebPage
+    except ImportError as error:
+        raise OptionError(f"the playground needs its extra: pip install 'heedful[playground]' ({error})") from error
+    return WebPage(PATH, mount)

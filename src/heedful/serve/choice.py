@@ -28,7 +28,7 @@ class Logprob:
 
 @dataclass(frozen=True)
 class Piece:
-    """What one token adds to a choice; `finish_reason` with its last."""
+    """What one token adds to a choice; `finish_reason` with its last. `token`: what the engine said of it."""
 
     index: int
     text: str
@@ -36,6 +36,7 @@ class Piece:
     logprobs: Sequence[Logprob]
     """Of the tokens whose text it shows: a token that may belong to a stop string waits, and goes where that goes."""
     finish_reason: FinishReason | None
+    token: Token
 
 
 @dataclass
@@ -80,7 +81,7 @@ class Choice:
         self.ranking, self._stats, self.num_reused = token.ranking, token.stats, token.num_reused
         if self.wants_logprobs and self.finish_reason != "eos":
             self._waiting.append((start, self._logprob(step, token, offset)))
-        return Piece(self.index, text, step, self._shown(), self.finish_reason)
+        return Piece(self.index, text, step, self._shown(), self.finish_reason, token)
 
     def _shown(self) -> list[Logprob]:
         """What waited, of tokens that are a part of the answer now; those of a stop string never are."""

@@ -6,6 +6,8 @@ Plain ASGI, so that a disconnect is seen behind it.
 from __future__ import annotations
 
 import asyncio
+import base64
+import binascii
 import logging
 import re
 from collections.abc import Awaitable, Callable, MutableMapping
@@ -37,7 +39,8 @@ _TOKEN = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*(?:"|\\?\Z)|[\[{]|[\]}]|,', re.DOT
 class Guard:
     """Refuses before anything is parsed. `only_local`: without keys, other host names than loopback's are not meant.
 
-    `count(path, status)` hears of every answer.
+    `browser_paths`: what a person opens. There a key may come as the password of HTTP's basic authentication, which a
+    browser asks for by itself; the name does not count. `count(path, status)` hears of every answer.
     """
 
     app: App
@@ -45,6 +48,7 @@ class Guard:
     max_body_bytes: int
     only_local: bool = True
     open_paths: tuple[str, ...] = OPEN
+    browser_paths: tuple[str, ...] = ()
     count: Callable[[str, int], None] = lambda path, status: None
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
@@ -105,8 +109,15 @@ class Guard:
     def _owner(self, path: str, headers: Headers) -> str | None:
         if not self.keys or path in self.open_paths:
             return None
-        kind, _, key = headers.get("authorization", "").partition(" ")
-        owner = self.keys.owner(key.strip()) if kind.lower() == "bearer" else None
+        is_page = any(path == page or path.startswith(f"{page}/") for page in self.browser_paths)
+        kind, _, given = headers.get("authorization", "").partition(" ")
+        key = given.strip() if kind.lower() == "bearer" else None
+        if kind.lower() == "basic" and is_page:
+            key = _password(given.strip())
+        owner = None if key is None else self.keys.owner(key)
+        if owner is None and is_page:
+            message = "this server needs an API key: give it as the password, with any name"
+            raise RequestError(401, message, code="invalid_api_key", realm="Basic")
         if owner is None:
             raise RequestError(401, "this server needs an API key: Authorization: Bearer KEY", code="invalid_api_key")
         return owner
@@ -139,6 +150,15 @@ class Guard:
         return RequestError(
             413, f"the body has {size}, this server reads at most {self.max_body_bytes}", code="body_too_long"
         )
+
+
+def _password(given: str) -> str | None:
+    """That of basic credentials; None where they are none."""
+    try:
+        text = base64.b64decode(given, validate=True).decode()
+    except (binascii.Error, ValueError):
+        return None
+    return text.partition(":")[2]
 
 
 class _Gone(Exception):

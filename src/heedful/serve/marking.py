@@ -95,7 +95,7 @@ def mark(lm: LM, messages: Messages, asked: Heedful | None, default: Default, he
     is_raw = isinstance(messages, str)
     instructions: Instructions = asked.instructions if asked is not None else None
     if instructions is None:
-        instructions = _by_default(messages, heed)
+        instructions = by_default(messages, heed)
     method = default.method(asked)
     encoded = lm.encode(messages, instructions, raw=is_raw)
     if encoded.span:
@@ -108,7 +108,7 @@ def mark(lm: LM, messages: Messages, asked: Heedful | None, default: Default, he
     return Marked(encoded, None)
 
 
-def _by_default(messages: Messages, heed: str) -> Instructions:
+def by_default(messages: Messages, heed: str) -> Instructions:
     """What the server heeds in a request that names nothing; text between tags is found in any case."""
     if heed == "auto":
         return AUTO

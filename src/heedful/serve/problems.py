@@ -20,11 +20,13 @@ VAGUE = {"literal_error": 1, "string_type": 2, "list_type": 2, "model_type": 2, 
 
 
 class RequestError(HeedfulError):
-    """A request is refused with `status`; `param` is the field at fault."""
+    """A request is refused with `status`; `param` is the field at fault, `realm` how a key may be given (with 401)."""
 
-    def __init__(self, status: int, message: str, *, code: str | None = None, param: str | None = None) -> None:
+    def __init__(
+        self, status: int, message: str, *, code: str | None = None, param: str | None = None, realm: str = "Bearer"
+    ) -> None:
         super().__init__(message)
-        self.status, self.code, self.param = status, code, param
+        self.status, self.code, self.param, self.realm = status, code, param, realm
 
 
 class TimeLimitError(HeedfulError):
@@ -63,7 +65,8 @@ def problem_of(error: Exception) -> Problem:
     message = str(error)
     if isinstance(error, RequestError):
         kind = {401: "authentication_error", 429: "rate_limit_error"}.get(error.status, "invalid_request_error")
-        headers = {"www-authenticate": "Bearer"} if error.status == 401 else {}
+        realm = error.realm if error.realm == "Bearer" else f'{error.realm} realm="heedful", charset="UTF-8"'
+        headers = {"www-authenticate": realm} if error.status == 401 else {}
         return Problem(error.status, message, kind, error.code, error.param, headers)
     if isinstance(error, BusyError):
         return Problem(429, message, "rate_limit_error", "queue_full", headers={"retry-after": str(error.retry_after)})

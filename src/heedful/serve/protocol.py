@@ -14,7 +14,7 @@ from heedful.errors import HeedfulError
 from heedful.recipe import Method
 from heedful.sampling import Sampling
 from heedful.spans import TokenSpan
-from heedful.trace import Stats, Step
+from heedful.trace import Alternative, Stats, Step
 
 State = Literal["ok", "degraded", "failed", "draining", "stopped"]
 
@@ -37,7 +37,8 @@ class StoppingError(HeedfulError):
 
 @dataclass(frozen=True)
 class Settings:
-    """How to answer. `method` None decodes plainly; `num_top`: log-probabilities to tell with each token.
+    """How to answer. `method` None decodes plainly; `num_top`: log-probabilities to tell with each token;
+    `num_alternatives`: likeliest tokens to tell with their raw and steered probabilities.
 
     `owner`: whose request it is. Owners are served in turn, each one's requests in the order in which they came.
     """
@@ -46,6 +47,7 @@ class Settings:
     method: Method | None = None
     sampling: Sampling = Sampling()
     num_top: int = 0
+    num_alternatives: int = 0
     owner: str = ""
 
 
@@ -53,7 +55,8 @@ class Settings:
 class Token:
     """One decided token; `stats` and `ranking` are the answer's so far. `finish_reason` comes with the last.
 
-    `num_reused`: prompt tokens that were not read, because the engine held them already.
+    `num_reused`: prompt tokens that were not read, because the engine held them already. `sensitivity`: each layer's
+    score, where the layers were ranked by a measurement.
     """
 
     step: Step
@@ -62,6 +65,8 @@ class Token:
     ranking: tuple[int, ...]
     num_reused: int
     finish_reason: FinishReason | None
+    alternatives: tuple[Alternative, ...] = ()
+    sensitivity: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)

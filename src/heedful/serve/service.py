@@ -14,12 +14,13 @@ from typing import Any
 
 from heedful.errors import ContextLengthError, OptionError
 from heedful.generate import LM
+from heedful.prompt import EncodedPrompt
 from heedful.recipe import Method
 from heedful.sampling import Sampling
 from heedful.serve.choice import Choice
 from heedful.serve.config import Config
 from heedful.serve.generation import Generation
-from heedful.serve.marking import Default, Marked, as_messages, mark, with_seed
+from heedful.serve.marking import Default, Marked, as_messages, by_default, mark, with_seed
 from heedful.serve.metrics import Metrics
 from heedful.serve.problems import RequestError, TimeLimitError
 from heedful.serve.protocol import Engine, Settings, TokenStream
@@ -58,6 +59,16 @@ class Service:
         recipe.check(self.lm.engine.shape)
         if recipe.contrast is not None and self.engine.status().num_slots < 2:
             raise OptionError("the method needs two slots for each answer, and there is one: --max-batch 2 or more")
+
+    async def encode(self, messages: list[dict[str, str]]) -> EncodedPrompt:
+        """A conversation as tokens, marked as in a request that names nothing; read off the event loop.
+
+        Raises the `HeedfulError` that says what is wrong.
+        """
+        self._refuse_if_long(messages)
+        instructions = by_default(messages, self.config.heed)
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._encoder, self.lm.encode, messages, instructions)
 
     async def chat(self, request: ChatRequest, owner: str | None) -> Asked:
         """Starts a chat answer. Raises the `HeedfulError` that says why it cannot be had."""

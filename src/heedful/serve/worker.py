@@ -131,7 +131,9 @@ class TransformersEngine:
             sampling=settings.sampling,
         )
         self._decoder.check(request)
-        ticket = Ticket(self, replace(request, num_top=settings.num_top), settings.owner)
+        ticket = Ticket(
+            self, replace(request, num_top=settings.num_top, num_alternatives=settings.num_alternatives), settings.owner
+        )
         with self._wake:
             num_over = self._refuse_if_busy(1, settings.owner)
             given_way = [self._waiting.crowd_out() for _ in range(num_over)]
@@ -290,7 +292,16 @@ class TransformersEngine:
 
 def _token(one: Emitted) -> Token:
     answer = one.answer
-    return Token(one.step, one.top, replace(answer.stats), answer.ranking, answer.num_reused, one.finish_reason)
+    return Token(
+        one.step,
+        one.top,
+        replace(answer.stats),
+        answer.ranking,
+        answer.num_reused,
+        one.finish_reason,
+        one.alternatives,
+        answer.sensitivity,
+    )
 
 
 def _send(messages: Sequence[tuple[Ticket, Message]]) -> None:
