@@ -69,7 +69,7 @@ $(STAMP): pyproject.toml constraints.txt
 
 # Only tests and types need torchao, whose import is noisy, and the harnesses, which are large.
 $(VENV)/.extras: $(STAMP)
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[eval,inspect,playground,quantised]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[eval,inspect,playground,quantised,ray]'
 	@touch $@
 
 # vLLM needs other versions than the core is tested with. The CPU build asks for a CUDA torchvision that would break

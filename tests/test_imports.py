@@ -23,11 +23,11 @@ ORDER = [
     {"decode", "scoring"},
     {"extraction"},
     {"generate"},
-    {"hf", "comparison", "harness", "chat"},
-    {"eval"},
+    {"hf", "comparison", "harness", "chat", "provenance"},
+    {"batch", "eval"},
     {"metrics"},
     {"scorebook"},
-    {"profiling", "tuning", "serve"},
+    {"profiling", "tuning", "serve", "ray"},
     {"playground", "vllm"},
     {"bench"},
     {"cli"},
@@ -79,7 +79,7 @@ def test_importing_changes_nothing() -> None:
         "import heedful\n"
         "b = state()\n"
         "assert a == b\n"
-        "assert not {'fastapi', 'gradio', 'vllm', 'ray', 'lm_eval', 'inspect_ai'} & set(sys.modules)\n"
+        "assert not {'fastapi', 'gradio', 'vllm', 'ray', 'pyarrow', 'lm_eval', 'inspect_ai'} & set(sys.modules)\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
 
@@ -87,7 +87,7 @@ def test_importing_changes_nothing() -> None:
 EXTRAS = [
     *("scipy", "lm_eval", "matplotlib", "openai", "datasets", "nltk", "langdetect", "syllapy"),
     *("fastapi", "uvicorn", "starlette", "prometheus_client", "pydantic", "inspect_ai", "torchao"),
-    "gradio",
+    *("gradio", "pyarrow", "ray"),
 ]
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import re
+import runpy
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,8 @@ import pytest
 
 import heedful
 
-README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 SNIPPET = re.compile(r"```python\n(.*?)```\n```text\n(.*?)```", re.DOTALL)
 
 
@@ -31,3 +33,10 @@ def test_commands_exist() -> None:
     for target in re.findall(r"`make (\w+)`", README):
         assert f"\n{target}:" in makefile
     assert "@@" not in README
+
+
+def test_capacity_is_what_the_script_works_out() -> None:
+    script = runpy.run_path(str(ROOT / "tools" / "capacity.py"))
+    page = (ROOT / "docs" / "scaling.md").read_text(encoding="utf-8")
+    for table in (script["sizes"](), script["throughput"]()):
+        assert "\n".join(table) in page

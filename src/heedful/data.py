@@ -5,8 +5,9 @@ From a file (JSON lines, or one JSON array in a `.json` file), or from a set of 
 
 from __future__ import annotations
 
+import codecs
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,8 @@ class Record:
         """The prompt and what is to be heeded in it.
 
         `task` and `split_prompt` (Split-IFEval): all behind the task. `original_prompt` and `original_spans`: those
-        character ranges. `prompt` and `instructions`: exact texts, or a role. `prompt` alone: its own `<heed>` tags.
+        character ranges. `prompt`, or where there is none chat `messages`, and `instructions`: exact texts, or a role;
+        without them, the prompt's own `<heed>` tags.
         """
         columns = self.columns
         if "split_prompt" in columns and "task" in columns:
@@ -44,6 +46,8 @@ class Record:
             return text, [(len(task), len(text))]
         if columns.get("original_spans") and "original_prompt" in columns:
             return str(columns["original_prompt"]), self.ranges("original_spans")
+        if "prompt" not in columns and "messages" in columns:
+            return columns["messages"], columns.get("instructions")
         self.need(["prompt"], "a prompt file")
         return columns["prompt"], columns.get("instructions")
 
@@ -53,6 +57,18 @@ class Record:
             return [(int(start), int(stop)) for start, stop in self.columns[name]]
         except (TypeError, ValueError):
             raise DataError(f"{name} in line {self.number} of {self.path} must be pairs [start, stop]") from None
+
+
+@dataclass(frozen=True)
+class Broken:
+    """A line that is no row, and why."""
+
+    path: str
+    number: int
+    reason: str
+
+    def __str__(self) -> str:
+        return f"line {self.number} of {self.path} {self.reason}"
 
 
 @dataclass(frozen=True)
@@ -69,22 +85,52 @@ def read(path: str | Path, limit: int | None = None) -> list[Record]:
 
     Raises `DataError` with the number of a broken line, or where there is none.
     """
-    try:
-        text = Path(path).read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"cannot read {path}: {error}") from error
-    is_array = str(path).endswith(".json") and text.lstrip().startswith("[")
-    rows = _array(text, path) if is_array else _lines(text, path)
     records: list[Record] = []
-    for number, row in rows:
+    for row in scan(path):
         if limit is not None and len(records) == limit:
             break
-        if not isinstance(row, dict):
-            raise DataError(f"line {number} of {path} must be a JSON object, not {type(row).__name__}")
-        records.append(Record(str(path), number, row))
+        if isinstance(row, Broken):
+            raise DataError(str(row))
+        records.append(row)
     if not records:
         raise DataError(f"{path} has no line to read")
     return records
+
+
+def scan(path: str | Path) -> Iterator[Record | Broken]:
+    """All rows as `read` finds them, one by one, and in their place the lines that are none.
+
+    Raises `DataError` where the file cannot be read, or is a `.json` file and not JSON.
+    """
+    try:
+        if str(path).endswith(".json") and (whole := Path(path).read_text(encoding="utf-8-sig")).lstrip()[:1] == "[":
+            for number, value in enumerate(json.loads(whole), start=1):
+                yield _row(path, number, value)
+            return
+        with Path(path).open("rb") as file:
+            for number, line in enumerate(file, start=1):
+                text = line.removeprefix(codecs.BOM_UTF8 if number == 1 else b"")
+                if text.strip():
+                    yield _parsed(path, number, text)
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"cannot read {path}: {error}") from error
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path} is not JSON: {error}") from error
+
+
+def _parsed(path: str | Path, number: int, line: bytes) -> Record | Broken:
+    try:
+        return _row(path, number, json.loads(line.decode()))
+    except UnicodeDecodeError as error:
+        return Broken(str(path), number, f"is not UTF-8: {error}")
+    except (ValueError, RecursionError) as error:
+        return Broken(str(path), number, f"is not JSON: {error}")
+
+
+def _row(path: str | Path, number: int, value: Any) -> Record | Broken:
+    if isinstance(value, dict):
+        return Record(str(path), number, value)
+    return Broken(str(path), number, f"must be a JSON object, not {type(value).__name__}")
 
 
 def fetch(chosen: HubSet, limit: int | None = None) -> list[Record]:
@@ -108,19 +154,3 @@ def fetch(chosen: HubSet, limit: int | None = None) -> list[Record]:
     if not rows:
         raise DataError(f"{chosen.name} (split {chosen.split}) has no row to read")
     return [Record(f"{chosen.name}:{chosen.split}", number, row) for number, row in enumerate(rows, start=1)]
-
-
-def _array(text: str, path: str | Path) -> Iterable[tuple[int, Any]]:
-    try:
-        return enumerate(json.loads(text), start=1)
-    except ValueError as error:
-        raise DataError(f"{path} is not JSON: {error}") from error
-
-
-def _lines(text: str, path: str | Path) -> Iterable[tuple[int, Any]]:
-    for number, line in enumerate(text.split("\n"), start=1):
-        if line.strip():
-            try:
-                yield number, json.loads(line)
-            except ValueError as error:
-                raise DataError(f"line {number} of {path} is not JSON: {error}") from error

@@ -2,19 +2,36 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
+
+from filelock import FileLock, Timeout
 
 from heedful.errors import OptionError
 
+LONGEST_NAME = 200
+
 
 def line(entry: Mapping[str, Any]) -> str:
-    """One entry as a line."""
-    return json.dumps(entry, ensure_ascii=False) + "\n"
+    """One entry as a line; escaped where it holds half a surrogate pair, which no file takes as it is."""
+    text = json.dumps(entry, ensure_ascii=False)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        text = json.dumps(entry)
+    return text + "\n"
+
+
+def append(path: Path, listed: Iterable[Mapping[str, Any]]) -> None:
+    """Puts `listed` behind what the file holds. Raises `OSError` where that cannot be done."""
+    with path.open("a", encoding="utf-8") as file:
+        file.write("".join(map(line, listed)))
 
 
 def entries(path: Path) -> list[dict[str, Any]]:
@@ -53,3 +70,27 @@ def kept(path: Path) -> Iterator[None]:
     except OSError as error:
         reason = error.strerror or error
         raise OptionError(f"cannot write {path}: {reason}; what was written is kept: mend that, then go on") from error
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Makes the folder, and keeps every other process out; a kill frees it. Raises `OptionError` where one is in."""
+    lock = FileLock(folder / ".lock", blocking=False)
+    with kept(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire()
+        except Timeout:
+            raise OptionError(f"another process writes to {folder}: wait for it, or choose another folder") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def file_name(method: str, *, is_finished: bool = True) -> str:
+    """The file of a method's answers; a name that no file system takes is cut and told apart by its hash."""
+    name = quote(method, safe="=,")
+    if len(name) > LONGEST_NAME:
+        name = f"{name[:LONGEST_NAME]}-{hashlib.sha256(method.encode()).hexdigest()[:12]}"
+    return name + (".jsonl" if is_finished else ".part.jsonl")

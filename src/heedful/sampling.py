@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import zlib
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -48,6 +49,12 @@ class Sampling:
     def is_greedy(self) -> bool:
         """Whether the token is simply the argmax."""
         return self.temperature < 1e-6  # below that, dividing float32 logits overflows
+
+    def of(self, key: object) -> Sampling:
+        """With random numbers of `key`'s own, the same in every run with this seed; without a seed, as it is."""
+        if self.is_greedy or self.seed is None:
+            return self
+        return replace(self, seed=zlib.crc32(f"{self.seed} {key}".encode()))
 
     def generator(self) -> torch.Generator:
         """A source of random numbers that no other request shares."""

@@ -9,6 +9,7 @@ import typer
 
 from heedful.cli import (
     ablation,
+    batch,
     bench,
     chat,
     compare,
@@ -38,6 +39,7 @@ app = typer.Typer(
 )
 app.command("generate")(generate.generate)
 app.command("compare")(compare.command)
+app.command("batch")(batch.command)
 app.command("chat")(chat.command)
 app.command("spans")(spans.spans)
 app.command("tune")(tune.command)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -15,6 +17,9 @@ from heedful.checks import whole
 from heedful.cli import judge, options
 from heedful.errors import OptionError
 from heedful.sampling import Sampling
+
+Runner = Callable[..., None]
+"""Runs a plan, given also `resume` and `report`; see `heedful.eval.run.run`."""
 
 
 class TaskFirst(TyperGroup):
@@ -68,6 +73,9 @@ def run_tasks(
     seeds: Annotated[int, typer.Option(help="Runs of each method, where tokens are drawn.")] = 3,
     batch: Annotated[int, typer.Option(help="Answers at a time.")] = 32,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run that --out holds.")] = False,
+    ray: options.RayAddress = None,
+    replicas: options.Replicas = 1,
+    cpus: options.Cpus = None,
     model: options.Model = None,
     device: options.Device = "cpu",
     dtype: options.Dtype = "auto",
@@ -78,8 +86,10 @@ def run_tasks(
     from heedful.eval import report, run, runs, sources
     from heedful.eval.tasks import TASKS, examples
     from heedful.methods import parse_methods
+    from heedful.ray.cluster import connected
 
     given = sources.by_task(tasks, data or [])
+    options.needs_ray(ray, replicas, cpus)
     whole("batch", batch, low=1)
     whole("seeds", seeds, low=1)
     sampling = Sampling(temperature, top_k, top_p)
@@ -95,31 +105,53 @@ def run_tasks(
         TASKS[name].check()
         plans.append(run.Plan(TASKS[name], found, named, out, batch, max_new_tokens, failed, sampling, seeds, spans))
     judging = judge.opened(judge_url, judge_model, given, plans[0].variants)
-    _run_all(console, options.load_quietly(model, device, dtype), plans, judging, resume)
+    if ray is None:
+        _run_all(console, *_here(model, device, dtype), plans, judging, resume)
+    else:
+        with connected(ray):
+            _run_all(console, *_there(model, device, dtype, replicas, cpus), plans, judging, resume)
     print(report.write(out, runs.gather(runs.read(out))))
 
 
-def _run_all(console: Console, lm: Any, plans: list[Any], judging: Any, resume: bool) -> None:
+def _here(model: str | None, device: str, dtype: str) -> tuple[Any, Runner]:
+    """What a run notes of the model in this process, and how it is run."""
+    from heedful.eval import run
+    from heedful.provenance import facts_of
+
+    lm = options.load_quietly(model, device, dtype)
+    return facts_of(lm), partial(run.run, lm)
+
+
+def _there(model: str | None, device: str, dtype: str, replicas: int, cpus: float | None) -> tuple[Any, Runner]:
+    """The same of replicas on the cluster that is connected."""
+    from heedful.batch import Source
+    from heedful.ray import evaluation
+    from heedful.ray.cluster import place
+    from heedful.ray.pool import Pool
+
+    pool = Pool(Source(model, device, dtype), replicas, place(replicas, device, cpus))
+    return pool.facts, partial(evaluation.answer, pool)
+
+
+def _run_all(console: Console, facts: Any, runner: Runner, plans: list[Any], judging: Any, resume: bool) -> None:
     from heedful.eval import run
 
     for plan in plans:  # before the first answer: one that is refused later would end hours of work
-        run.checked(lm, plan, resume=resume)
+        run.checked(facts, plan, resume=resume)
     for plan in plans:
-        run.begin(lm, plan, resume=resume)
+        run.begin(facts, plan, resume=resume)
     for plan in plans:
-        _run_one(console, lm, plan)
+        _run_one(console, runner, plan)
         if judging is not None:
             judge.judge_folder(plan.out / plan.task.name, judging)
 
 
-def _run_one(console: Console, lm: Any, plan: Any) -> None:
-    from heedful.eval import run
-
+def _run_one(console: Console, runner: Runner, plan: Any) -> None:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, TextColumn("{task.fields[speed]}"), console=console) as bar:
         total = len(plan.examples) * plan.task.num_turns
         bars = {name: bar.add_task(f"{plan.task.name} {name}", total=total, speed="") for name in plan.variants}
-        run.run(lm, plan, resume=True, report=lambda now: _advance(bar, bars, now))
+        runner(plan, resume=True, report=lambda now: _advance(bar, bars, now))
 
 
 def _tell_left_out(console: Console, task: str, failed: dict[str, str]) -> None:

@@ -34,6 +34,14 @@ NewTokens = Annotated[int | None, typer.Option("--max-new-tokens", "-n", help="A
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 Raw = Annotated[bool, typer.Option("--raw", help="The prompt as plain text, without the chat template.")]
 
+RayAddress = Annotated[
+    str | None, typer.Option("--ray", help="A Ray cluster: host:port, auto, or local for one on this machine.")
+]
+Replicas = Annotated[int, typer.Option(help="With --ray: how many workers load the model; a GPU each with cuda.")]
+Cpus = Annotated[
+    float | None, typer.Option(help="With --ray: CPUs, and threads, of each replica; else one, or less if few.")
+]
+
 
 def read_prompt(prompt: str | None, file: Path | None, system: str | None) -> Messages:
     """The prompt from argument, file or standard input. Raises `PromptError` where there is none or more than one."""
@@ -58,6 +66,12 @@ def instructions(marked: list[str] | None, auto: bool = False) -> Instructions:
     if not marked:
         return AUTO if auto else None
     return marked[0] if len(marked) == 1 and (marked[0] in ROLES or is_auto(marked[0])) else list(marked)
+
+
+def needs_ray(ray: str | None, replicas: int, cpus: float | None) -> None:
+    """Raises `OptionError` where options of a cluster come without one."""
+    if ray is None and (replicas != 1 or cpus is not None):
+        raise OptionError("--replicas and --cpus are for a Ray cluster: name it with --ray")
 
 
 def load_quietly(model: str | None, device: str, dtype: str) -> Any:

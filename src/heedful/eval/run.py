@@ -8,31 +8,23 @@ from __future__ import annotations
 
 import hashlib
 import json
-import platform
-import subprocess
-import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
-from datetime import datetime, timezone
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import quote
 
-import torch
-import transformers
-
-from heedful import __version__, journal
+from heedful import journal, provenance
 from heedful.errors import HeedfulError, OptionError
 from heedful.eval import textstats, times
 from heedful.eval.tasks import Example, Task
 from heedful.generate import LM, Job, Result
-from heedful.recipe import Method, recipe_of
+from heedful.journal import file_name
+from heedful.provenance import Facts, described, facts_of
+from heedful.recipe import Method
 from heedful.sampling import Sampling
 from heedful.scoring import score
 
-LONGEST_NAME = 200
+Records = dict[str, dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -56,6 +48,11 @@ class Plan:
     spans: Literal["given", "auto"] = "given"
 
     @property
+    def folder(self) -> Path:
+        """Where the task's files are."""
+        return self.out / self.task.name
+
+    @property
     def variants(self) -> dict[str, Variant]:
         """What is run, by the name of its file."""
         if self.sampling.is_greedy:
@@ -77,8 +74,7 @@ class Variant:
 
     def job(self, example: Example, max_new_tokens: int) -> Job:
         """What is asked for an example."""
-        drawn = zlib.crc32(f"{self.seed} {example.key}".encode())
-        sampling = self.sampling if self.sampling.is_greedy else replace(self.sampling, seed=drawn)
+        sampling = replace(self.sampling, seed=self.seed).of(example.key)
         return Job(example.prompt, example.instructions, self.method, max_new_tokens, sampling)
 
 
@@ -97,31 +93,61 @@ class Progress:
 def run(lm: LM, plan: Plan, *, resume: bool = False, report: Callable[[Progress], None] = lambda _: None) -> None:
     """Answers and judges whatever is missing. Raises `OptionError` where `plan.out` holds another run, or any run
     without `resume`, and where the disk is full."""
-    begin(lm, plan, resume=resume)
-    plan = _with_spans(plan)
-    folder = plan.out / plan.task.name
+    facts = facts_of(lm)
+    begin(facts, plan, resume=resume)
+    marked = with_spans(plan)
     count = 0
     for name, variant in plan.variants.items():
-        final, part = folder / file_name(name), folder / file_name(name, is_finished=False)
-        if final.exists():
-            part.unlink(missing_ok=True)  # a kill may have come between the one and the other
+        done = opened(plan, name)
+        if done is None:
             continue
+        part, clock = part_of(plan, name), clock_of(plan, name, facts.hardware)
+        with journal.kept(part), part.open("a", encoding="utf-8") as file:
+            for record in all_turns(lm, marked, variant, done, clock):
+                count += int(record.get("generated_tokens", 0))
+                file.write(journal.line(record))
+                file.flush()
+                clock.keep()
+                report(progress(plan, name, done, count))
+        finish(plan, name, done)
+
+
+def opened(plan: Plan, name: str) -> Records | None:
+    """The variant's records so far, its journal freed of what a kill cut short; None where it is finished."""
+    part = part_of(plan, name)
+    with journal.kept(part):
+        if (plan.folder / file_name(name)).exists():
+            part.unlink(missing_ok=True)  # a kill may have come between the one and the other
+            return None
         done = read_records(part)
-        clock = times.Stopwatch(folder / times.FILE, name, _hardware(lm))
-        with journal.kept(part):
-            journal.rewrite(part, done.values())
-            with part.open("a", encoding="utf-8") as file:
-                for record in _all_turns(lm, plan, variant, done, clock):
-                    count += int(record.get("generated_tokens", 0))
-                    file.write(journal.line(record))
-                    file.flush()
-                    clock.keep()
-                    report(Progress(name, len(done), len(plan.examples) * plan.task.num_turns, count))
-            journal.rewrite(final, _in_data_order(plan, done))
-            part.unlink()
+        journal.rewrite(part, done.values())
+    return done
 
 
-def _with_spans(plan: Plan) -> Plan:
+def finish(plan: Plan, name: str, done: Records) -> None:
+    """Puts the variant's records, of which none may be missing, into the order of the data."""
+    part = part_of(plan, name)
+    with journal.kept(part):
+        journal.rewrite(plan.folder / file_name(name), _in_data_order(plan, done))
+        part.unlink()
+
+
+def part_of(plan: Plan, name: str) -> Path:
+    """The variant's journal."""
+    return plan.folder / file_name(name, is_finished=False)
+
+
+def clock_of(plan: Plan, name: str, hardware: str) -> times.Stopwatch:
+    """The variant's time on such a machine."""
+    return times.Stopwatch(plan.folder / times.FILE, name, hardware)
+
+
+def progress(plan: Plan, name: str, done: Records, num_tokens: int) -> Progress:
+    """How far the variant is."""
+    return Progress(name, len(done), len(plan.examples) * plan.task.num_turns, num_tokens)
+
+
+def with_spans(plan: Plan) -> Plan:
     """The plan with its examples marked as it says, those of later turns too."""
     if plan.spans == "given":
         return plan
@@ -134,10 +160,7 @@ def _with_spans(plan: Plan) -> Plan:
     return replace(plan, examples=found, task=replace(plan.task, follow=follow))
 
 
-Records = dict[str, dict[str, Any]]
-
-
-def _all_turns(lm: LM, plan: Plan, variant: Variant, done: Records, clock: times.Stopwatch) -> Iterator[dict[str, Any]]:
+def all_turns(lm: LM, plan: Plan, variant: Variant, done: Records, clock: times.Clock) -> Iterator[dict[str, Any]]:
     """The records that `done` lacks, each put there too: all first turns, then those that their answers lead to."""
     turn = list(plan.examples)
     while turn:
@@ -158,6 +181,16 @@ def _all_turns(lm: LM, plan: Plan, variant: Variant, done: Records, clock: times
         turn = followers
 
 
+def is_complete(plan: Plan, first: Example, done: Records) -> bool:
+    """Whether `done` has the example's record, and those of all its further turns."""
+    example: Example | None = first
+    while example is not None:
+        if example.key not in done:
+            return False
+        example = plan.task.follow(example, done[example.key]["text"])
+    return True
+
+
 def _in_data_order(plan: Plan, done: Records) -> Iterator[dict[str, Any]]:
     """Every example's record, and behind it those of its further turns."""
     for first in plan.examples:
@@ -168,7 +201,7 @@ def _in_data_order(plan: Plan, done: Records) -> Iterator[dict[str, Any]]:
 
 
 def _answers(
-    lm: LM, plan: Plan, variant: Variant, examples: Sequence[Example], clock: times.Stopwatch
+    lm: LM, plan: Plan, variant: Variant, examples: Sequence[Example], clock: times.Clock
 ) -> Iterator[dict[str, Any]]:
     """A record for each example, as they are done; first those that cannot be asked at all."""
     jobs: list[Job] = []
@@ -241,51 +274,22 @@ def _failed(task: Task, example: Example, reason: str, text: str = "") -> dict[s
     return {"key": example.key, "failed": reason, "text": text, "points": points}
 
 
-def header(lm: LM, plan: Plan) -> dict[str, Any]:
+def header(facts: Facts, plan: Plan) -> dict[str, Any]:
     """What is needed to read a run, and to know whether another may go on with it."""
-    return {
-        "settings": {
-            "task": plan.task.name,
-            "primary": plan.task.primary,
-            "model": asdict(lm.engine.shape),
-            "weights": _fingerprint(lm.model),
-            "dtype": str(lm.model.dtype),
-            "methods": {name: _described(variant.method) for name, variant in plan.variants.items()},
-            "sampling": asdict(plan.sampling),
-            "spans": plan.spans,
-            "keys": [example.key for example in plan.examples],
-            "prompts": {example.key: _digest(example) for example in plan.examples},
-            "left_out": dict(plan.left_out),
-            "max_new_tokens": plan.max_new_tokens,
-            "batch": plan.batch,
-        },
-        "versions": _versions(),
-        "commit": _commit(),
-        "hardware": _hardware(lm),
-        "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    settings = {
+        "task": plan.task.name,
+        "primary": plan.task.primary,
+        **facts.settings(),
+        "methods": {name: described(variant.method) for name, variant in plan.variants.items()},
+        "sampling": asdict(plan.sampling),
+        "spans": plan.spans,
+        "keys": [example.key for example in plan.examples],
+        "prompts": {example.key: _digest(example) for example in plan.examples},
+        "left_out": dict(plan.left_out),
+        "max_new_tokens": plan.max_new_tokens,
+        "batch": plan.batch,
     }
-
-
-def _versions() -> dict[str, str]:
-    """Of all that an answer or a verdict depends on."""
-    found = {"torch": torch.__version__, "transformers": transformers.__version__, "heedful": __version__}
-    for name in ("lm_eval", "nltk", "langdetect"):
-        with suppress(PackageNotFoundError):
-            found[name] = version(name)
-    return found
-
-
-def _fingerprint(model: Any) -> str:
-    """Tells two models of one name and shape apart, by a few numbers of each weight."""
-    digest = hashlib.sha256()
-    for name, weight in model.named_parameters():
-        digest.update(name.encode())
-        digest.update(weight.detach().flatten()[:8].float().cpu().numpy().tobytes())
-    return digest.hexdigest()[:12]
-
-
-def _described(method: Method | None) -> dict[str, Any]:
-    return method.describe() if method is not None else {"name": "none"}
+    return provenance.header(settings, facts.hardware)
 
 
 def _digest(example: Example) -> str:
@@ -294,60 +298,26 @@ def _digest(example: Example) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def _hardware(lm: LM) -> str:
-    return f"{platform.machine()}, {torch.get_num_threads()} threads, {lm.engine.device.type}"
-
-
-def _commit() -> str | None:
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None
-
-
-def begin(lm: LM, plan: Plan, *, resume: bool = False) -> None:
+def begin(facts: Facts, plan: Plan, *, resume: bool = False) -> None:
     """Writes the header, that of a run which is gone on with and of this one in one. Raises as `checked` does."""
-    path = plan.out / plan.task.name / "run.json"
-    wanted = checked(lm, plan, resume=resume)
+    path = plan.folder / "run.json"
+    wanted = checked(facts, plan, resume=resume)
     with journal.kept(path):
         journal.write(path, json.dumps(wanted, indent=1) + "\n")
 
 
-def checked(lm: LM, plan: Plan, *, resume: bool = False) -> dict[str, Any]:
+def checked(facts: Facts, plan: Plan, *, resume: bool = False) -> dict[str, Any]:
     """The header that `begin` would write. Raises `OptionError` where a method does not fit the model, a judge is
     missing, or the folder holds another run; methods may be added to one."""
     plan.task.check()
     for method in plan.methods.values():
-        recipe = recipe_of(method)
-        if recipe is not None:
-            recipe.check(lm.engine.shape)
-    path, wanted = plan.out / plan.task.name / "run.json", header(lm, plan)
+        facts.check(method)
+    path, wanted = plan.folder / "run.json", header(facts, plan)
     if not path.exists():
         return wanted
     if not resume:
         raise OptionError(f"{path.parent} holds a run already: go on with it by --resume, or choose another --out")
-    return _merged(path, read_header(path), json.loads(json.dumps(wanted)))
-
-
-def _merged(path: Path, found: dict[str, Any], wanted: dict[str, Any]) -> dict[str, Any]:
-    """The header that is there, with the methods that are new. Raises `OptionError` where any setting differs."""
-    before, now = found["settings"], wanted["settings"]
-    changed = [name for name in now if name != "methods" and before.get(name) != now[name]]
-    changed += [name for name, value in now["methods"].items() if before["methods"].get(name, value) != value]
-    if changed:
-        raise OptionError(f"{path} was begun with another {changed[0]}: use the same, or choose another --out")
-    versions = {name: both(found["versions"].get(name), value) for name, value in wanted["versions"].items()}
-    joined = {name: both(found[name], wanted[name]) for name in ("commit", "hardware")}
-    settings = {**before, "methods": {**before["methods"], **now["methods"]}}
-    return {**found, **joined, "versions": versions, "settings": settings}
-
-
-def both(first: Any, second: Any) -> Any:
-    """What two parts of a run were made with, where it differs both."""
-    if first is None:
-        return second
-    return first if str(second) in str(first).split("; ") else f"{first}; {second}"
+    return provenance.merged(path, read_header(path), json.loads(json.dumps(wanted)))
 
 
 def read_header(path: Path) -> dict[str, Any]:
@@ -376,11 +346,3 @@ def read_answers(folder: Path, header: Mapping[str, Any]) -> dict[str, dict[str,
         final, part = folder / file_name(name), folder / file_name(name, is_finished=False)
         found[name] = read_records(final if final.exists() else part)
     return {name: answers for name, answers in found.items() if answers}
-
-
-def file_name(method: str, *, is_finished: bool = True) -> str:
-    """The file of a method's answers; a name that no file system takes is cut and told apart by its hash."""
-    name = quote(method, safe="=,")
-    if len(name) > LONGEST_NAME:
-        name = f"{name[:LONGEST_NAME]}-{hashlib.sha256(method.encode()).hexdigest()[:12]}"
-    return name + (".jsonl" if is_finished else ".part.jsonl")

@@ -11,7 +11,8 @@ from typing import Any
 from heedful.errors import OptionError
 from heedful.eval import judged, times
 from heedful.eval.paired import Mean, Points, baseline_of, mean
-from heedful.eval.run import both, read_answers, read_header
+from heedful.eval.run import read_answers, read_header
+from heedful.provenance import both
 
 DEFAULT = "directer"
 Records = dict[str, dict[str, Any]]

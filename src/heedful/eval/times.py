@@ -30,12 +30,11 @@ Times = Mapping[str, Mapping[str, Time]]
 """By method, by the hardware it ran on."""
 
 
-class Stopwatch:
-    """Times one method on one machine, on top of what the file at `path` says of earlier sessions."""
+class Clock:
+    """Adds up `time`."""
 
-    def __init__(self, path: Path, method: str, hardware: str) -> None:
-        self._path, self._method, self._hardware = path, method, hardware
-        self.time = read(path).get(method, {}).get(hardware, Time())
+    def __init__(self, time: Time = Time()) -> None:
+        self.time = time
 
     def timed(self, events: Iterable[Item]) -> Iterator[Item]:
         """The events, one a token; only waiting for them counts, not what is done with them."""
@@ -44,6 +43,14 @@ class Stopwatch:
             self.time += Time(time.perf_counter() - begin, 1)
             yield event
             begin = time.perf_counter()
+
+
+class Stopwatch(Clock):
+    """Times one method on one machine, on top of what the file at `path` says of earlier sessions."""
+
+    def __init__(self, path: Path, method: str, hardware: str) -> None:
+        self._path, self._method, self._hardware = path, method, hardware
+        super().__init__(read(path).get(method, {}).get(hardware, Time()))
 
     def keep(self) -> None:
         """Writes the file, at once or not at all. Raises `OSError` where that cannot be done."""
