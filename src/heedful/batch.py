@@ -87,12 +87,8 @@ class Source:
         """Loads the model. Raises `ModelError` where it cannot be had, `OptionError` where the engine is missing."""
         if self.engine == "transformers":
             return Local(generate.load(self.model, device=self.device, dtype=self.dtype))  # type: ignore[arg-type]
-        try:
-            plugin = import_module("heedful.vllm")
-            answerer: Answerer = plugin.answerer(self)
-        except (ImportError, AttributeError) as error:
-            raise OptionError(f"the vLLM engine needs its extra: pip install 'heedful[vllm]' ({error})") from error
-        return answerer
+        found: Answerer = import_module("heedful.vllm.answerer").answerer(self)  # which imports this module
+        return found
 
 
 @dataclass(frozen=True)

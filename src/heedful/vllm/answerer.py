@@ -1,0 +1,132 @@
+"""Answers batches by vLLM's offline interface: what `heedful batch --engine vllm` runs."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from heedful.batch import Source
+from heedful.detection import Detection
+from heedful.errors import ContextLengthError, OptionError
+from heedful.generate import Job
+from heedful.models import resolve
+from heedful.prompt import EncodedPrompt, encode, is_auto
+from heedful.provenance import Facts
+from heedful.recipe import ModelShape
+from heedful.vllm.prompts import extra_args
+
+HEAD = 1 << 16  # bytes of each file of weights that go into their fingerprint
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What vLLM tells of one answer: nothing of single decisions, which only its metrics count."""
+
+    prompt_tokens: int
+    generated_tokens: int
+    gated: None = None
+    accepted: None = None
+    rejected: None = None
+    changed: None = None
+
+
+@dataclass(frozen=True)
+class Answered:
+    """An answer of vLLM's, as far as a batch needs one."""
+
+    text: str
+    finish_reason: str
+    stats: Counts
+    detection: Detection | None
+
+
+class VllmAnswerer:
+    """A model in vLLM, in this process; see `heedful.batch.Answerer`."""
+
+    def __init__(self, source: Source) -> None:
+        """Raises `OptionError` for a device, which is vLLM's to choose."""
+        if source.device != "cpu":
+            raise OptionError(f"vLLM chooses its device by itself; leave --device {source.device} out")
+        from vllm import LLM
+
+        path = str(resolve(source.model))
+        # Static steering stores steered keys, which no other request may read.
+        self._llm = LLM(path, dtype=source.dtype, enable_prefix_caching=False)
+        self._tokenizer = self._llm.get_tokenizer()
+        config = self._llm.llm_engine.vllm_config.model_config
+        self._context_length = int(config.max_model_len)
+        text = config.hf_text_config
+        shape = ModelShape(Path(path).name, int(text.num_hidden_layers), int(text.num_attention_heads))
+        self._facts = Facts(shape, _fingerprint(Path(path)), str(config.dtype), f"{platform.machine()}, vLLM")
+
+    def facts(self) -> Facts:
+        """What a run notes of it."""
+        return self._facts
+
+    def ready(self, job: Job) -> Job:
+        """The job itself. Raises where it cannot be answered; vLLM would end the whole batch for it."""
+        encoded = self._encoded(job)
+        if len(encoded.token_ids) >= self._context_length:
+            raise ContextLengthError(
+                f"the prompt has {len(encoded.token_ids)} tokens, but vLLM holds {self._context_length} for this model"
+            )
+        self._params(job, encoded)
+        return job
+
+    def results(self, jobs: Sequence[Job], *, num_slots: int) -> Iterator[tuple[int, Any]]:
+        """Each job's index and answer, all behind the last one's end; vLLM chooses by itself how many run at a time."""
+        encoded = [self._encoded(job) for job in jobs]
+        params = [self._params(*pair) for pair in zip(jobs, encoded, strict=True)]
+        prompts = [{"prompt_token_ids": list(one.token_ids)} for one in encoded]
+        outputs = self._llm.generate(prompts, params, use_tqdm=False) if jobs else []
+        for at, output in enumerate(outputs):
+            answer = output.outputs[0]
+            counts = Counts(len(encoded[at].token_ids), len(answer.token_ids))
+            yield at, Answered(answer.text, _reason(answer), counts, encoded[at].detection)
+
+    def _encoded(self, job: Job) -> EncodedPrompt:
+        return encode(self._tokenizer, job.prompt, job.instructions, raw=job.raw)
+
+    def _params(self, job: Job, encoded: EncodedPrompt) -> Any:
+        from vllm import SamplingParams
+
+        is_idle = job.method is None or (is_auto(job.instructions) and not encoded.span)
+        left = self._context_length - len(encoded.token_ids)
+        return SamplingParams(
+            temperature=job.sampling.temperature,
+            top_k=job.sampling.top_k,
+            top_p=job.sampling.top_p,
+            seed=job.sampling.seed,
+            max_tokens=left if job.max_new_tokens is None else min(job.max_new_tokens, left),
+            stop=list(job.stop),
+            extra_args=None if is_idle else extra_args(encoded, job.method),  # type: ignore[arg-type]
+        )
+
+
+def answerer(source: Source) -> VllmAnswerer:
+    """The model of `source` in vLLM. Raises `OptionError` where vLLM is missing, `ModelError` without the model."""
+    try:
+        import vllm  # noqa: F401
+    except ImportError as error:
+        raise OptionError(f"--engine vllm needs vLLM beside Heedful, see docs/vllm.md ({error})") from error
+    return VllmAnswerer(source)
+
+
+def _fingerprint(path: Path) -> str:
+    """Tells two folders of one name apart; a model by its id is told by that."""
+    digest = hashlib.sha256(str(path.name).encode())
+    for file in sorted(path.glob("*.safetensors")) if path.is_dir() else ():
+        with file.open("rb") as opened:
+            digest.update(file.name.encode() + opened.read(HEAD))
+    return digest.hexdigest()[:12]
+
+
+def _reason(answer: Any) -> str:
+    """Why an answer ended, in the core's words."""
+    if answer.finish_reason == "stop":
+        return "stop" if isinstance(answer.stop_reason, str) else "eos"
+    return str(answer.finish_reason)

@@ -1,0 +1,74 @@
+"""`heedful batch --engine vllm` gives the answers that the transformers engine gives."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import heedful
+from heedful import batch, cli
+from heedful.batch import Source
+from heedful.errors import ContextLengthError, OptionError, SpanError
+from heedful.vllm.answerer import VllmAnswerer, answerer
+
+MARKED = "Name three fruits. <heed>Write your answer as a bullet list.</heed>"
+ROWS = [
+    {"id": "a", "prompt": MARKED},
+    {
+        "id": "b",
+        "messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Why is the sky blue?"}],
+        "instructions": "system",
+    },
+    {"id": "c", "prompt": "Nothing is marked here."},
+    {"id": "d", "prompt": "word " * 9000 + MARKED},
+]
+
+
+@pytest.fixture(scope="module")
+def vllm() -> VllmAnswerer:
+    return answerer(Source(dtype="float32", engine="vllm"))
+
+
+def test_a_batch_is_that_of_the_transformers_engine(vllm: VllmAnswerer, tmp_path: Path, monkeypatch: Any) -> None:
+    lines = tmp_path / "in.jsonl"
+    lines.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    monkeypatch.setattr(batch.Source, "open", lambda source: vllm if source.engine == "vllm" else local)
+    local = batch.Local(heedful.load(dtype="float32"))
+    found = {}
+    for engine in batch.ENGINES:
+        out = tmp_path / engine
+        command = ["batch", str(lines), str(out), "--engine", engine, "--dtype", "float32", "-n", "24"]
+        cli.app([*command, "--methods", "directer,none"], standalone_mode=False)
+        found[engine] = {path.stem: [json.loads(line) for line in path.open()] for path in out.glob("*.jsonl")}
+        run = json.loads((out / "run.json").read_text())
+        assert (run["settings"]["engine"], run["settings"]["model"]["num_layers"]) == (engine, 30)
+    assert found["vllm"].keys() == found["transformers"].keys() == {"directer", "none"}
+    for method, rows in found["vllm"].items():
+        for ours, core in zip(rows, found["transformers"][method], strict=True):
+            assert (ours["id"], ours["text"], ours["error"] is None) == (
+                core["id"],
+                core["text"],
+                core["error"] is None,
+            )
+            if ours["error"] is None:
+                shared = ("finish_reason", "prompt_tokens", "generated_tokens")
+                assert [ours["stats"][name] for name in shared] == [core["stats"][name] for name in shared]
+                assert ours["stats"]["gated"] is None  # vLLM does not tell
+    assert found["vllm"]["directer"][0]["text"] != found["vllm"]["none"][0]["text"]
+    errors = [row["error"] for row in found["vllm"]["directer"]]
+    assert errors[:2] == [None, None]
+    assert "marked" in errors[2]
+    assert "vLLM holds" in errors[3]
+
+
+def test_what_cannot_be_answered_is_said_before_the_batch_begins(vllm: VllmAnswerer) -> None:
+    with pytest.raises(SpanError):
+        vllm.ready(heedful.Job("Nothing is marked."))
+    with pytest.raises(ContextLengthError):
+        vllm.ready(heedful.Job("word " * 9000, method=None))
+    with pytest.raises(OptionError, match="take no bias"):
+        vllm.ready(heedful.Job(MARKED, method=heedful.InstABoost()))
+    assert vllm.ready(heedful.Job("Say hello to Ann.", "auto")).instructions == "auto"
+    with pytest.raises(OptionError, match="chooses its device"):
+        answerer(Source(device="cuda", engine="vllm"))
