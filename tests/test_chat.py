@@ -281,6 +281,7 @@ def test_saved_and_loaded(tiny: heedful.LM, tmp_path: Path) -> None:
     saved = json.loads(path.read_text())
     for change, said in (
         ({"model": {**saved["model"], "name": "other"}}, "saved with the model 'other'"),
+        ({"weights": "0"}, "saved with other weights of"),
         ({"version": 99}, "saved in version 99"),
         ({"messages": [{"role": "user"}]}, "is no saved conversation"),
         ({"messages": [{"role": "user", "content": "x", "marks": [{"start": 0, "end": 9}], "retired": []}]}, "outside"),

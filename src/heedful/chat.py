@@ -20,12 +20,13 @@ from heedful.decode import Decoder
 from heedful.directer import Directer
 from heedful.errors import ContextLengthError, OptionError, SpanError
 from heedful.generate import DEFAULT_NEW_TOKENS, LM, Answering, Event, Job, Result, events
+from heedful.provenance import fingerprint
 from heedful.recipe import Method
 from heedful.sampling import Sampling
 from heedful.spans import Span, excerpt, find_substring, parse_tags
 
 Policy = Literal["all", "latest", "system"]
-VERSION = 1  # of the files that `Chat.save` writes
+VERSION = 2  # of the files that `Chat.save` writes
 POLICIES = ("all", "latest", "system")
 WHEN_FULL = ("error", "drop")
 
@@ -317,6 +318,7 @@ class Chat:
         found = {
             "version": VERSION,
             "model": asdict(self.lm.engine.shape),
+            "weights": fingerprint(self.lm.model),
             "policy": self.policy,
             "num_dropped": self.num_dropped,
             "messages": [asdict(message) for message in self.messages],
@@ -345,6 +347,8 @@ class Chat:
             raise OptionError(
                 f"{path} was saved with the model {model.get('name')!r}, this is {lm.engine.shape.name!r}"
             )
+        if found.get("weights") != fingerprint(lm.model):
+            raise OptionError(f"{path} was saved with other weights of {lm.engine.shape.name!r} than these")
         chat = cls(lm, **{"policy": policy, **options})
         chat.messages, chat.num_dropped, chat._rankings = messages, num_dropped, rankings
         return chat

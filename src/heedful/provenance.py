@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 import transformers
 
-from heedful import __version__
 from heedful.errors import OptionError
 from heedful.recipe import Method, ModelShape, recipe_of
 
@@ -76,6 +75,8 @@ def header(settings: dict[str, Any], hardware: str) -> dict[str, Any]:
 
 def _versions() -> dict[str, str]:
     """Of all that an answer or a verdict depends on."""
+    from heedful import __version__  # not before the package is whole
+
     found = {"torch": torch.__version__, "transformers": transformers.__version__, "heedful": __version__}
     for name in ("lm_eval", "nltk", "langdetect", "vllm"):
         with suppress(PackageNotFoundError):

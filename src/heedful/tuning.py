@@ -23,6 +23,7 @@ from heedful.eval.paired import Mean, Paired, holm, mean, paired
 from heedful.generate import LM
 from heedful.methods import parse_method, read_spec
 from heedful.metrics import metric
+from heedful.provenance import fingerprint
 from heedful.recipe import ModelShape
 from heedful.scorebook import Scorebook
 from heedful.steerers import scores_path
@@ -141,7 +142,10 @@ class Tuner:
             metric=metric(settings.metric, rows),
             max_new_tokens=settings.max_new_tokens,
             path=out.with_suffix(".scores.jsonl"),
-            header={"settings": json.loads(json.dumps(made_with)), "model": asdict(lm.engine.shape)},
+            header={
+                "settings": json.loads(json.dumps(made_with)),
+                "model": {**asdict(lm.engine.shape), "weights": fingerprint(lm.model)},
+            },
             candidates=list(dict.fromkeys([NONE, DEFAULT, *self.candidates])),
             method_of=parse_method,
             columns_of=lambda name: {"method": name},
