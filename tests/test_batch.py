@@ -259,7 +259,7 @@ def test_the_command(
     assert contents(out).keys() == {"none.jsonl", journal.file_name(f"@{tmp_path / 'tuned.json'}")}
     for wrong, said in (
         (["--engine", "magic"], "unknown engine"),
-        (["--engine", "vllm"], "heedful"),
+        (["--engine", "vllm"], "needs vLLM beside Heedful"),
         (["--replicas", "2"], "name it with --ray"),
         (["--ray", "127.0.0.1:1"], "cannot reach a Ray cluster|needs its extra"),
         (["--method", "magic"], "unknown method"),
