@@ -1,5 +1,6 @@
 """The server as a client meets it: the real `openai` package and plain HTTP against a server that runs."""
 
+import asyncio
 import json
 import math
 import os
@@ -28,6 +29,7 @@ from heedful.recipe import ModelShape
 from heedful.serve import run
 from heedful.serve.config import is_loopback
 from heedful.serve.fair import FairQueue
+from heedful.serve.generation import unless_gone
 from heedful.serve.marking import Default
 from heedful.serve.replies import Envelope
 from heedful.serve.schemas import Heedful
@@ -223,6 +225,23 @@ def test_instructions_are_found_when_asked_for(tiny: heedful.LM) -> None:
         both = client.completions.create(model="m", prompt=["Say hi.", told[0]["content"]], max_tokens=2)
         found = [len(one["found"]) for one in both.heedful["detections"]]  # type: ignore[attr-defined]
         assert found == [0, 1]
+
+
+def test_what_ends_while_its_client_leaves_is_not_lost() -> None:
+    """`asyncio.wait_for` may take a cancellation for its end: the request is submitted, and somebody must free it."""
+
+    async def submitted() -> str:
+        try:
+            await asyncio.sleep(10)
+        except asyncio.CancelledError:
+            return "holds a slot"
+        return ""
+
+    async def left() -> dict[str, str]:
+        return {"type": "http.disconnect"}
+
+    assert asyncio.run(unless_gone(left, submitted())) == "holds a slot"
+    assert asyncio.run(unless_gone(left, asyncio.sleep(10))) is None
 
 
 # -- in company

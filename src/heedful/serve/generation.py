@@ -86,7 +86,10 @@ class Generation:
 
 
 async def unless_gone(receive: Callable[[], Awaitable[Any]], work: Awaitable[Answered]) -> Answered | None:
-    """What `work` gives, or None where the client left before; then `work` is cancelled, its own clean-up done."""
+    """What `work` gives, or None where the client left before; then `work` is cancelled, its own clean-up done.
+
+    What comes to its end although it is cancelled is given too: it may hold slots, which nobody else could free.
+    """
 
     async def gone() -> None:
         while (await receive())["type"] != "http.disconnect":
@@ -95,8 +98,8 @@ async def unless_gone(receive: Callable[[], Awaitable[Any]], work: Awaitable[Ans
     working, leaving = asyncio.ensure_future(work), asyncio.ensure_future(gone())
     try:
         await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
-        return working.result() if working.done() else None
     finally:
         for future in (working, leaving):
             future.cancel()
         await asyncio.gather(working, leaving, return_exceptions=True)
+    return None if working.cancelled() else working.result()
