@@ -10,8 +10,9 @@ from heedful.data import Record
 from heedful.errors import DataError, OptionError
 
 Metric = Callable[[Record, str], float]
-NAMES = "json, regex, regex:PATTERN, exact, ifeval"
-COLUMNS = {"exact": ("expected",), "regex": ("regex",), "ifeval": ("instruction_id_list", "kwargs")}
+NAMES = "json, regex, regex:PATTERN, exact, ifeval, ifeval-prompt, ifbench"
+KINDS = ("instruction_id_list", "kwargs")
+COLUMNS = {"exact": ("expected",), "regex": ("regex",), **dict.fromkeys(("ifeval", "ifeval-prompt", "ifbench"), KINDS)}
 
 
 def metric(name: str, rows: Sequence[Record]) -> Metric:
@@ -24,7 +25,7 @@ def metric(name: str, rows: Sequence[Record]) -> Metric:
         return lambda row, text: float(matches(text))
     if name not in COLUMNS:
         raise OptionError(f"unknown metric {name!r}; known: {NAMES}")
-    chosen = _ifeval() if name == "ifeval" else _by_column(name)
+    chosen = _by_column(name) if name in ("exact", "regex") else _by_checkers(name)
     for row in rows:
         row.need(COLUMNS[name], f"metric {name!r}")
         try:
@@ -40,9 +41,11 @@ def _by_column(name: str) -> Metric:
     return lambda row, text: float(text.strip() == str(row.columns["expected"]).strip())
 
 
-def _ifeval() -> Metric:
-    """The share of a row's instructions that lm-eval's own checkers find followed (strict)."""
-    from heedful.eval import ifeval
+def _by_checkers(name: str) -> Metric:
+    """The share of a row's instructions that the checkers find followed (strict); ifeval-prompt: 1 if all are."""
+    from heedful.eval import ifbench, ifeval
 
-    ifeval.check()
-    return lambda row, text: statistics.fmean(ifeval.followed(row.columns, text).strict)
+    checkers = ifbench if name == "ifbench" else ifeval
+    checkers.check()
+    summed = all if name == "ifeval-prompt" else statistics.fmean
+    return lambda row, text: float(summed(checkers.followed(row.columns, text).strict))

@@ -44,8 +44,21 @@ class Facts:
 
 def facts_of(lm: LM) -> Facts:
     """The facts of a model that is loaded here."""
-    hardware = f"{platform.machine()}, {torch.get_num_threads()} threads, {lm.engine.device.type}"
+    threads = torch.get_num_threads()
+    hardware = f"{_processor(lm.engine.device)}, {threads} thread{'s' * (threads > 1)}, {lm.engine.device.type}"
     return Facts(lm.engine.shape, fingerprint(lm.model), str(lm.model.dtype), hardware)
+
+
+def _processor(device: torch.device) -> str:
+    """The GPU's name, or the CPU's with its architecture as far as the system tells it."""
+    if device.type == "cuda":
+        return str(torch.cuda.get_device_name(device))
+    found: list[str] = []
+    with suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        found = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    name = found[0] if found else platform.processor()
+    return f"{name} ({platform.machine()})" if name and name != platform.machine() else platform.machine()
 
 
 def fingerprint(model: Any) -> str:
@@ -77,7 +90,8 @@ def _versions() -> dict[str, str]:
     """Of all that an answer or a verdict depends on."""
     from heedful import __version__  # not before the package is whole
 
-    found = {"torch": torch.__version__, "transformers": transformers.__version__, "heedful": __version__}
+    found = {"python": platform.python_version(), "torch": torch.__version__}
+    found |= {"transformers": transformers.__version__, "heedful": __version__}
     for name in ("lm_eval", "nltk", "langdetect", "vllm"):
         with suppress(PackageNotFoundError):
             found[name] = version(name)
@@ -85,11 +99,22 @@ def _versions() -> dict[str, str]:
 
 
 def _commit() -> str | None:
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    """The commit of Heedful's own checkout, "-dirty" where files differ from it; None where it is not run from one."""
+    home = Path(__file__).parent
+    if not _git(home, "ls-files", "--", Path(__file__).name):  # installed somewhere inside another repository
+        return None
+    is_dirty = _git(home, "status", "--porcelain", "--untracked-files=no", "--", ".")
+    commit = _git(home, "rev-parse", "HEAD")
+    return f"{commit}-dirty" if commit and is_dirty else commit
+
+
+def _git(folder: Path, *command: str) -> str | None:
+    """What git prints, None where it cannot tell."""
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        found = subprocess.run(["git", "-C", str(folder), *command], capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
         return None
+    return found.stdout.strip()
 
 
 def merged(path: Path, found: dict[str, Any], wanted: dict[str, Any], place: str = "--out") -> dict[str, Any]:

@@ -23,7 +23,7 @@ def profiles() -> None:
 @app.command()
 def pasta(
     data: Annotated[Path, typer.Option(help="JSONL of prompts with marked instructions.")],
-    metric: Annotated[str, typer.Option(help="json, regex, regex:PATTERN, exact or ifeval.")],
+    metric: Annotated[str, typer.Option(help="json, regex, regex:PATTERN, exact, ifeval, ifeval-prompt or ifbench.")],
     out: Annotated[Path, typer.Option(help="The profile; its scores are kept beside it.")] = Path("heads.json"),
     top_k: Annotated[int, typer.Option(help="Heads to keep.")] = Settings.top_k,
     strength: Annotated[float, typer.Option(help="How strongly to steer (α).")] = Settings.strength,

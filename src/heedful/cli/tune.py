@@ -18,7 +18,7 @@ from heedful.tuning import DEFAULT_METHODS, NONE, Settings, Tuned, Tuner
 
 def command(
     data: Annotated[Path, typer.Option(help="JSONL of prompts with marked instructions.")],
-    metric: Annotated[str, typer.Option(help="json, regex, regex:PATTERN, exact or ifeval.")],
+    metric: Annotated[str, typer.Option(help="json, regex, regex:PATTERN, exact, ifeval, ifeval-prompt or ifbench.")],
     out: Annotated[Path, typer.Option(help="The settings file; its scores are kept beside it.")] = Path("tuned.json"),
     methods: Annotated[str, typer.Option(help="What to search, separated by commas.")] = ",".join(DEFAULT_METHODS),
     profile: Annotated[str | None, typer.Option(help="pasta: file of heads.")] = None,

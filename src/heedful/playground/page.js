@@ -36,6 +36,20 @@ window.heedful = (() => {
     return touched ? result : null;
   }
 
+  // Once the text is there; a person who has gone on to something else by then is left there.
+  function select(id, text, start, end, framesLeft = 120) {
+    const area = field(id);
+    if (area?.value !== text) {
+      if (framesLeft) requestAnimationFrame(() => select(id, text, start, end, framesLeft - 1));
+      return;
+    }
+    const at = document.activeElement;
+    if (at !== area && at !== document.body && at?.id !== "hp-heed") return;
+    area.focus();
+    area.setSelectionRange(start, end);
+    remember();
+  }
+
   function mark(texts) {
     const at = TEXTS.indexOf(last.id);
     const text = texts[at] ?? "";
@@ -51,12 +65,7 @@ window.heedful = (() => {
     result[at] = bare ?? `${text.slice(0, start)}<heed>${text.slice(start, end)}</heed>${text.slice(end)}`;
     const length = end - start;
     const place = bare === null ? start + "<heed>".length : Math.max(0, start - "<heed>".length);
-    setTimeout(() => {
-      const area = field(last.id);
-      area?.focus();
-      area?.setSelectionRange(place, Math.min(place + length, area.value.length));
-      remember();
-    }, 60);
+    select(last.id, result[at], place, place + length);
     return result;
   }
 
