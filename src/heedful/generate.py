@@ -18,7 +18,7 @@ from heedful.engine import Engine
 from heedful.errors import ContextLengthError, HeedfulError, ModelError, NumericError, OptionError, SpanError
 from heedful.extraction import copied_out
 from heedful.models import resolve
-from heedful.prompt import AUTO_BY_MODEL, EncodedPrompt, Instructions, Messages, encode, is_auto
+from heedful.prompt import EncodedPrompt, Instructions, Messages, encode, is_auto, way_of
 from heedful.recipe import Method, recipe_of
 from heedful.sampling import Sampling
 from heedful.spans import TokenSpan
@@ -168,13 +168,14 @@ class LM:
         self, prompt: Messages, instructions: Instructions = None, *, raw: bool = False, tags: bool = True
     ) -> EncodedPrompt:
         """The prompt as the model reads it, and which tokens are marked."""
-        return encode(self.tokenizer, prompt, self.found(prompt, instructions), raw=raw, tags=tags)
+        return encode(self.tokenizer, prompt, self.found(prompt, instructions, tags=tags), raw=raw, tags=tags)
 
-    def found(self, prompt: Messages, instructions: Instructions) -> Instructions:
+    def found(self, prompt: Messages, instructions: Instructions, *, tags: bool = True) -> Instructions:
         """`instructions`, or what the model copies out of the prompt if they are "auto:model": several forwards."""
-        if instructions == AUTO_BY_MODEL:
-            return copied_out(self.engine, self.tokenizer, prompt, self.eos_ids())
-        return instructions
+        way = way_of(instructions)
+        if way is None or not way.by_model:
+            return instructions
+        return copied_out(self.engine, self.tokenizer, prompt, self.eos_ids(), tags=tags, only_user=way.only_user)
 
     def request(self, job: Job) -> Request:
         """What the decoder is asked for a job. Raises the `HeedfulError` that generating it would."""
