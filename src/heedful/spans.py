@@ -105,19 +105,19 @@ def find_substring(text: str, needle: str) -> list[tuple[int, int]]:
 def outside(text: str, span: Span, taken: Sequence[Span]) -> list[Span]:
     """The parts of `span` over `text` that none of `taken` covers, without outer blanks and signs that stand alone.
 
-    `taken` are sorted and do not overlap. A span that none of them touches comes back as it is.
+    A span that none of them touches comes back as it is.
     """
-    crossing = [one for one in taken if one.start < span.end and span.start < one.end]
+    crossing = sorted((one.start, one.end) for one in taken if one.start < span.end and span.start < one.end)
     if not crossing:
         return [span]
-    starts = [span.start, *(max(one.end, span.start) for one in crossing)]
-    ends = [*(max(one.start, span.start) for one in crossing), span.end]
     parts: list[Span] = []
-    for start, end in zip(starts, ends, strict=True):
-        part = text[start:end]
+    start = span.start
+    for stop, behind in (*crossing, (span.end, span.end)):
+        part = text[start : max(start, stop)]
         if any(char.isalnum() for char in part):
             first = start + len(part) - len(part.lstrip())
             parts.append(replace(span, start=first, end=first + len(part.strip())))
+        start = max(start, behind)
     return parts
 
 
