@@ -11,11 +11,14 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 import heedful
-from heedful.chat import Chat
+from heedful.bench import chat as bench
+from heedful.chat import Chat, Message
 from heedful.cli import options
 from heedful.cli.chat import Session, command
 from heedful.engine import Engine
-from heedful.errors import ContextLengthError, OptionError, SpanError
+from heedful.errors import ContextLengthError, NumericError, OptionError, SpanError
+from heedful.eval import drift
+from heedful.spans import parse_tags
 
 SYSTEM = "You are a guide. Never use commas."
 TURNS = ["Name two rivers. <heed>Answer in one sentence.</heed>", "And two lakes?", "<heed>Shout.</heed> Two seas?"]
@@ -75,6 +78,155 @@ def test_what_the_slot_holds_is_not_read_again(tiny: heedful.LM, monkeypatch: py
     assert chat.messages[-3].content == answer
 
 
+def counted(monkeypatch: pytest.MonkeyPatch) -> tuple[list[int], list[bool]]:
+    """How many tokens each forward reads, and whether it ranks."""
+    read: list[int] = []
+    ranked: list[bool] = []
+    forward = Engine.forward
+
+    def counting(self: Engine, slots: Any, rows: Any, chunks: Any = (), *, capture: bool = False) -> Any:
+        result = forward(self, slots, rows, chunks, capture=capture)
+        read.append(sum(len(chunk.tokens) for chunk in chunks))
+        ranked.append(capture)
+        return result
+
+    monkeypatch.setattr(Engine, "forward", counting)
+    return read, ranked
+
+
+LONG = "Tell me of the town. " * 30
+
+
+@pytest.mark.parametrize("how", ["closed", "interrupted", "not finite"])
+def test_what_was_read_stays_read_when_an_answer_ends_early(
+    how: str, tiny: heedful.LM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chat = talk(tiny, max_new_tokens=6)
+    chat.send(LONG)
+    if how == "closed":
+        stream = chat.stream("And now?")
+        next(stream)
+        stream.close()
+    elif how == "interrupted":
+        monkeypatch.setattr(Engine, "_run", raising(KeyboardInterrupt()))
+        with pytest.raises(KeyboardInterrupt):
+            chat.send("And now?")
+    else:
+        monkeypatch.setattr("heedful.decode._is_finite", lambda _: False)
+        with pytest.raises(NumericError):
+            chat.send("And now?")
+    monkeypatch.undo()
+    read, ranked = counted(monkeypatch)
+    answer = chat.send("And now?")
+    assert sum(read) < len(tiny.encode("And now?").token_ids) + 12
+    assert not any(ranked)
+    fresh = talk(tiny, max_new_tokens=6)
+    fresh.send(LONG)
+    assert fresh.send("And now?").token_ids == answer.token_ids
+
+
+def raising(error: BaseException) -> Any:
+    """A method that does nothing but raise."""
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise error
+
+    return fail
+
+
+def test_a_prefill_that_is_interrupted_holds_nothing_of_it(tiny: heedful.LM, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was to be stored, and was not, is not taken for read."""
+    chat = talk(tiny, max_new_tokens=6)
+    monkeypatch.setattr(Engine, "_run", raising(KeyboardInterrupt()))
+    with pytest.raises(KeyboardInterrupt):
+        chat.send(LONG)
+    monkeypatch.undo()
+    read, _ = counted(monkeypatch)
+    assert chat.send(LONG).token_ids == talk(tiny, max_new_tokens=6).send(LONG).token_ids
+    assert read[0] > 150
+
+
+def test_a_ranking_is_kept_as_soon_as_it_is_known(tiny: heedful.LM, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, ranked = counted(monkeypatch)
+    chat = talk(tiny)
+    stream = chat.stream("One?")
+    next(stream)
+    assert len(chat._rankings) == 1
+    stream.close()
+    assert sum(ranked) == 1
+    chat.send("Two?")
+    assert sum(ranked) == 1
+
+
+def test_a_fork_reads_nothing_again(tiny: heedful.LM, monkeypatch: pytest.MonkeyPatch) -> None:
+    chat = talk(tiny, max_new_tokens=6)
+    chat.send(LONG)
+    twin = chat.fork().fork()  # of one that has read nothing itself
+    late = chat.fork()
+    given = chat.send("And now?")
+    stream = chat.stream("And then?")
+    next(stream)
+    read, ranked = counted(monkeypatch)
+    for one in (twin, late):
+        read.clear()
+        assert one.send("And now?").token_ids == given.token_ids
+        assert sum(read) < len(tiny.encode("And now?").token_ids) + 12
+    assert not any(ranked)
+    *_, last = stream
+    assert last.result is not None
+    fresh = talk(tiny, max_new_tokens=6)
+    for text in (LONG, "And now?"):
+        fresh.send(text)
+    assert fresh.send("And then?").token_ids == last.result.token_ids
+    assert twin.send("And then?").token_ids == last.result.token_ids
+
+
+def test_an_instruction_some_thousand_tokens_back(tiny: heedful.LM, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What `heedful eval far` measures in the default model: the system message of 6,000 tokens in a context of 8k."""
+    monkeypatch.setattr(type(tiny.engine), "context_length", property(lambda self: 8192))
+    system, *said = next(iter(drift.far_rows()))["prompt"]
+    chat = talk(tiny, system=system["content"], max_new_tokens=6, when_full="drop")
+    chat.messages += [Message(one["role"], one["content"]) for one in said[:-1]]
+    first = chat.send(said[-1]["content"])
+    assert 6000 < first.stats.prompt_tokens < 8192 - 256
+    assert first.stats.gated > 0
+    read, ranked = counted(monkeypatch)
+    second = chat.send("And in winter?")
+    assert sum(read) < 40
+    assert not any(ranked)
+    job = replace(chat._turns[-1].job, method=heedful.Directer(ranking=first.trace.ranking))
+    encoded = tiny.encode(job.prompt, job.instructions, tags=False)
+    assert [encoded.text[start:end] for start, end, _ in encoded.char_spans] == [system["content"]]
+    assert max(encoded.span.positions) < 40
+    (alone,) = tiny.generate_batch([job])
+    assert alone.token_ids == second.token_ids
+    chat.send("Tell me of the town. " * 450)
+    assert chat.num_dropped > 0
+    assert chat.held == [system["content"]]
+
+
+def test_both_sides_of_the_bench_do_the_same(tiny: heedful.LM, monkeypatch: pytest.MonkeyPatch) -> None:
+    read, ranked = counted(monkeypatch)
+    made: list[int] = []
+    grown = Chat._decoder_for
+
+    def noted(self: Chat, answering: Any) -> Any:
+        before = self._decoder
+        decoder = grown(self, answering)
+        made.append(decoder is not before)
+        return decoder
+
+    monkeypatch.setattr(Chat, "_decoder_for", noted)
+    kept, fresh = bench._conversation(tiny, bench.Settings(num_tokens=1), 3)
+    assert (len(kept), len(fresh)) == (3, 3)
+    assert sum(ranked) == 2  # both at the first turn, none later
+    assert not any(made[::2])  # what is read anew has its storage before the clock starts
+    prompts = [count for count in read if count]
+    assert prompts[0] == prompts[1]
+    assert prompts[2] > prompts[3]
+    assert prompts[4] > prompts[2] + 10
+
+
 def test_layers_are_ranked_again_when_what_is_held_changes(tiny: heedful.LM, monkeypatch: pytest.MonkeyPatch) -> None:
     ranked: list[bool] = []
     forward = Engine.forward
@@ -101,7 +253,7 @@ def test_policies(tiny: heedful.LM) -> None:
     for policy in ("all", "latest", "system"):
         chat = talk(tiny, policy=policy, max_new_tokens=2)
         for text in TURNS[:2]:
-            result = chat.send(text)
+            result = chat.send(parse_tags(text)[0] if policy == "system" else text)
         held[policy] = chat.held
         assert result.trace.method["name"] == ("none" if policy == "latest" else "directer")
     assert held == {"all": [SYSTEM, "Answer in one sentence."], "latest": [], "system": [SYSTEM]}
@@ -111,6 +263,98 @@ def test_policies(tiny: heedful.LM) -> None:
     assert latest.again()[1].trace.method["name"] == "directer"
     tagged = tiny.chat(system="You are a guide. <heed>Never use commas.</heed>")
     assert tagged.held == ["Never use commas."]
+
+
+def test_a_mark_that_the_policy_does_not_hold_is_refused(tiny: heedful.LM) -> None:
+    chat = talk(tiny, policy="system", max_new_tokens=2)
+    before = list(chat.messages)
+    with pytest.raises(SpanError, match=r"'system' heeds the system message alone.*marks 'Shout.': leave the tags out"):
+        chat.send(TURNS[2])
+    assert chat.messages == before
+    chat.send("Two seas? Shout.")
+    assert chat.heed("Shout.") is False
+    assert chat.heed("Never use commas.") is True
+    assert chat.held == [SYSTEM, "Never use commas."]
+    plain = talk(tiny, policy="system", method=None, max_new_tokens=2)
+    plain.send(TURNS[2])  # plain is what was asked for
+
+
+def test_weights_that_the_chat_marks_never_contradict(tiny: heedful.LM) -> None:
+    chat = talk(tiny, system=None, max_new_tokens=2)
+    chat.send("<heed weight=0.5>Shout loudly.</heed> Two seas?")
+
+    def held() -> list[tuple[str, float]]:
+        return sorted((mark.text, mark.weight) for mark in chat._held(chat.messages))
+
+    assert chat.heed("loudly") is True  # it is held already
+    assert held() == [("Shout loudly.", 0.5)]
+    chat.heed("loudly. Two seas?")
+    assert held() == [("Shout loudly.", 0.5), ("Two seas?", 1.0)]
+    chat.send("Go on.")
+    chat.retire("Shout")
+    assert chat.heed("loudly") is True
+    chat.heed("Shout loudly.")  # back, as it was marked, around what holds by now
+    assert held() == [("Shout", 0.5), ("Two seas?", 1.0), ("loudly", 1.0)]
+    chat.send("Go on.")
+    chat.retire("loudly")
+    chat.retire("Shout")
+    chat.heed("Shout loudly.")
+    assert held() == [("Shout loudly.", 0.5), ("Two seas?", 1.0)]
+    chat.send("Go on.")
+
+
+def test_an_instruction_that_was_edited_out_is_named(tiny: heedful.LM, tmp_path: Path) -> None:
+    chat, path = tiny.chat(max_new_tokens=2), tmp_path / "chat.json"
+    chat.send("Be so kind: <heed>Never use commas.</heed> Two seas?")
+    chat.save(path)
+    given, edited = chat.messages[0], "Be so kind: tell me of rivers and lakes. Two seas?"
+    chat.messages[0] = replace(given, content=edited)
+    before = list(chat.messages)
+    for asked in (lambda: chat.send("More?"), chat.again, chat.job):
+        with pytest.raises(SpanError, match=r"'Never use commas.' no longer stands .* message 0 \(user\)") as caught:
+            asked()
+        assert "\n" not in str(caught.value)
+    assert chat.messages == before
+    assert chat.held == ["Never use commas."]
+    chat.retire("Never use commas.")
+    chat.send("More?")
+    chat.undo()
+    chat.messages[0] = replace(given, content="Now: Never use commas. Two seas?")
+    assert chat.heed("Never use commas.") is True
+    with pytest.raises(SpanError, match="no longer stands"):
+        chat.send("More?")  # what was marked first is still elsewhere
+    saved = json.loads(path.read_text())
+    assert saved["messages"][0]["marks"][0]["text"] == "Never use commas."
+    saved["messages"][0]["content"] = edited
+    path.write_text(json.dumps(saved))
+    with pytest.raises(OptionError, match=r"'Never use commas.' no longer stands where it was marked in message 0"):
+        Chat.load(tiny, path)
+
+
+def test_a_file_of_the_version_before_knows_no_texts(tiny: heedful.LM, tmp_path: Path) -> None:
+    chat, path = talk(tiny, max_new_tokens=2), tmp_path / "chat.json"
+    chat.send(TURNS[0])
+    chat.retire("sentence")
+    chat.save(path)
+    saved = json.loads(path.read_text())
+    for message in saved["messages"]:
+        for mark in (*message["marks"], *message["retired"]):
+            del mark["text"]
+    path.write_text(json.dumps({**saved, "version": 2}))
+    assert Chat.load(tiny, path).messages == chat.messages
+
+
+def test_compared_is_what_was_heeded_then(tiny: heedful.LM) -> None:
+    chat = talk(tiny, max_new_tokens=8)
+    given = chat.send("One? Be brief.")
+    chat.retire("commas")
+    chat.heed("Be brief.")
+    assert chat.again()[1].token_ids == given.token_ids
+    plain = talk(tiny, policy="latest", max_new_tokens=2)
+    plain.send("One? Be brief.")
+    plain.policy = "all"
+    with pytest.raises(OptionError, match="nothing was held in the latest turn"):
+        plain.again()
 
 
 def test_retire_heed_undo_and_fork(tiny: heedful.LM) -> None:
@@ -326,7 +570,10 @@ def test_the_terminal_says_whether_it_is_held(tiny: heedful.LM) -> None:
     chat = talk(tiny, policy="system", max_new_tokens=2)
     text = said(tiny, ["Say it aloud.", "/heed aloud", "/heed guide", "/heed In verse."], chat)
     lines = [line for line in text.splitlines() if "held" in line]
-    assert lines == [*["marked, but not held: the policy is 'system'"], "held", lines[0]]
+    assert lines == ["marked, but not held: the policy is 'system'", "held"]
+    assert "error: the policy 'system' heeds the system message alone" in text
+    weighted = talk(tiny, system="<heed weight=0.5>Never use commas.</heed>")
+    assert said(tiny, ["/heed use commas"], weighted).strip() == "held"
 
 
 def test_a_pending_instruction_cannot_poison_the_terminal(tiny: heedful.LM) -> None:
@@ -343,6 +590,14 @@ def test_show_in_a_context_that_is_nearly_full(tiny: heedful.LM, monkeypatch: py
     used = len(tiny.encode(chat.job().prompt).token_ids)
     monkeypatch.setattr(type(tiny.engine), "context_length", property(lambda self: used + 5))
     assert f"{used} of {used + 5} tokens used" in said(tiny, ["/show"], chat)
+
+
+@pytest.mark.parametrize("name", ["save", "load"])
+def test_a_user_that_is_not_there_ends_no_conversation(name: str, tiny: heedful.LM) -> None:
+    chat = talk(tiny, system=None, max_new_tokens=2)
+    text = said(tiny, ["Hello.", f"/{name} ~nosuchuser/f", "Go on."], chat)
+    assert "error: ~nosuchuser/f names no file" in text
+    assert [message.content for message in chat.messages[::2]] == ["Hello.", "Go on."]
 
 
 def test_an_interrupt_ends_the_answer_only(tiny: heedful.LM, monkeypatch: pytest.MonkeyPatch) -> None:

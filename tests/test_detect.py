@@ -2,6 +2,7 @@
 
 import json
 import sys
+import time
 from itertools import pairwise
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from heedful.detection.features import features
 from heedful.detection.material import layout
 from heedful.detection.model import weights
 from heedful.errors import OptionError, PromptError
-from heedful.extraction import Copying
+from heedful.extraction import Copying, copied_out
 from heedful.spans import parse_tags
 
 ROOT = Path(__file__).parent.parent
@@ -207,6 +208,36 @@ def test_tags_hold_beside_what_is_found(lm: heedful.LM) -> None:
     assert {weight for _, _, weight in over.char_spans} == {0.5}
 
 
+def test_tags_take_only_their_own_part_of_what_is_found(lm: heedful.LM) -> None:
+    """A found span joins neighbouring sentences: a tag on one of them may not drop the others."""
+    system = {"role": "system", "content": "You are a guide. <heed weight=2>Never use commas.</heed> Answer in French."}
+    chat = [system, {"role": "user", "content": "Hi. Do not use <heed weight=2>any commas</heed> at all."}]
+    encoded = lm.encode(chat, "auto")
+    marked = [(encoded.text[start:end], weight) for start, end, weight in encoded.char_spans]
+    assert marked[:3] == [("You are a guide.", 1.0), ("Never use commas.", 2.0), ("Answer in French.", 1.0)]
+    assert marked[3:] == [("Do not use", 1.0), ("any commas", 2.0), ("at all.", 1.0)]
+
+
+def test_system_messages_are_left_out_when_told(lm: heedful.LM) -> None:
+    system = {"role": "system", "content": "You are Bo. Do not use any commas."}
+    asked = [system, {"role": "user", "content": "What is tea? Answer in one sentence."}]
+    for way, found in (
+        ("auto", ["You are Bo. Do not use any commas.", "Answer in one sentence."]),
+        ("auto:user", ["Answer in one sentence."]),
+        ("auto:user:0.5", ["Answer in one sentence."]),
+    ):
+        detection = lm.encode(asked, way).detection
+        assert detection is not None
+        assert [item.text for item in detection.found] == found
+    assert texts(asked, system=False) == ["Answer in one sentence."]
+    nothing = lm.encode([system, {"role": "user", "content": "What is tea?"}], "auto:user")
+    assert nothing.detection is not None
+    assert nothing.detection.note == "no instruction was found in what the user says"
+    by_model = lm.encode(asked, "auto:user:model").detection
+    assert by_model is not None
+    assert all(item.span.message == 1 for item in by_model.found)
+
+
 def test_compare_takes_auto(lm: heedful.LM) -> None:
     rows = heedful.compare(
         "Hi! Do not use any commas.", ["none", "directer"], instructions="auto", max_new_tokens=4, lm=lm
@@ -215,12 +246,14 @@ def test_compare_takes_auto(lm: heedful.LM) -> None:
     assert rows[1].result.detection is not None
 
 
-@pytest.mark.parametrize("wrong", ["auto:", "auto:high", "auto:0", "auto:2", "auto:nan"])
+@pytest.mark.parametrize("wrong", ["auto:", "auto:high", "auto:0", "auto:2", "auto:nan", "auto:0.8:user"])
 def test_wrong_ways_to_find(lm: heedful.LM, wrong: str) -> None:
     with pytest.raises(OptionError):
         lm.encode("Hi! Do not use any commas.", wrong)
     with pytest.raises(OptionError, match="needs the model"):
         heedful.prompt.encode(lm.tokenizer, "Hi!", "auto:model")
+    with pytest.raises(OptionError, match="needs the model"):
+        heedful.prompt.encode(lm.tokenizer, "Hi!", "auto:user:model")
 
 
 # By the model
@@ -237,6 +270,51 @@ def test_copying_allows_only_passages_of_the_prompt() -> None:
     assert copying.allowed([bullet, 1, 4, newline]) == [eos]
     assert copying.items([bullet, 1, 2, newline, bullet, 1, 4, eos]) == ((0, 2), (3, 5))
     assert copying.items([bullet, 1]) == ()
+
+
+def test_equal_lines_are_read_in_no_time() -> None:
+    """Each line that is copied could be any of a hundred: one reading is kept for each place, not one for each way."""
+    bullet, newline, eos = 90, 91, 92
+    lines, line = 100, [1, 2, 3, 4]
+    copying = Copying(line * lines, [(at, at + 4) for at in range(0, 4 * lines, 4)], bullet, newline, eos)
+    written: list[int] = []
+    begun = time.process_time()
+    for _ in range(lines):
+        for token in (bullet, *line, newline):
+            assert token in copying.allowed(written)
+            written.append(token)
+            assert len(copying.states(written)) <= lines
+    assert time.process_time() - begun < 2
+    assert copying.allowed(written) == [eos]
+    assert copying.items([*written, eos]) == tuple((at, at + 4) for at in range(0, 4 * lines, 4))
+
+
+def test_a_reading_that_goes_on_and_one_that_ends_are_both_kept() -> None:
+    """A line's end may stand within a clause as well."""
+    bullet, newline, eos = 90, 91, 92
+    copying = Copying([1, newline, 2, 1, newline, 3], [(0, 1), (2, 3), (3, 6)], bullet, newline, eos)
+    assert copying.allowed([bullet, 1, newline]) == [3, bullet, eos]
+    assert copying.items([bullet, 1, newline, 3, eos]) == ((3, 6),)
+    assert copying.items([bullet, 1, newline, bullet, 2, eos]) == ((0, 1), (2, 3))
+    assert copying.allowed([bullet, 2]) == [1, newline, eos]  # another text: read from its beginning
+
+
+def test_the_model_copies_from_the_text_that_is_answered(lm: heedful.LM) -> None:
+    """Where tags are text like any other they stand in the offsets too."""
+    text = "Tell me about <heed>tea</heed>. Do not use any commas."
+    for tags, shown in ((True, text.replace("<heed>", "").replace("</heed>", "")), (False, text)):
+        encoded = lm.encode(text, "auto:model", tags=tags)
+        assert encoded.detection is not None
+        assert encoded.detection.found
+        for item in encoded.detection.found:
+            assert shown[item.span.start : item.span.end] == item.text
+
+
+def test_a_model_without_an_end_token_leaves_it_to_the_rules(lm: heedful.LM) -> None:
+    detection = copied_out(lm.engine, lm.tokenizer, "Hi! Do not use any commas.", frozenset())
+    assert detection.source == "rules"
+    assert [item.text for item in detection.found] == ["Do not use any commas."]
+    assert detection.note == ("the model names no EOS token to end a list with, so rules looked for the instructions")
 
 
 def test_the_model_copies_or_the_rules_decide(lm: heedful.LM) -> None:

@@ -352,21 +352,53 @@ def test_ranges_go_with_tags_in_another_message() -> None:
 
 
 def test_weights_reach_the_tokens() -> None:
-    encoded = encode(made(), "<heed weight=0.5>Plan a trip</heed> to <heed weight=2>Japan</heed>.", ["trip"])
+    encoded = encode(made(), "<heed weight=0.5>Plan a trip</heed> to <heed weight=2>Japan</heed>.", ["."])
     weights = dict(zip(passages(encoded), (weight for *_, weight in encoded.char_spans), strict=True))
-    assert weights == {"Plan a trip": 0.5, "trip": 1.0, "Japan": 2.0}
+    assert weights == {"Plan a trip": 0.5, "Japan": 2.0, ".": 1.0}
     by_weight = {0.5: "", 1.0: "", 2.0: ""}
     for position, weight in zip(encoded.span.positions, encoded.span.weights, strict=True):
         by_weight[weight] += encoded.text[slice(*encoded.offsets[position])]
-    assert by_weight == {0.5: "Plan a", 1.0: " trip", 2.0: "Japan"}
+    assert by_weight == {0.5: "Plan a trip", 1.0: ".", 2.0: "Japan"}
     check(encoded)
 
 
-def test_overlapping_spans() -> None:
+def test_overlapping_spans_of_one_weight_are_a_union() -> None:
     prompt = "Plan a trip to Japan."
-    encoded = encode(made(), prompt, [Span(0, 11, 0.5), Span(7, 20, 2.0), Span(7, 11, 4.0), Span(11, 12 + 3)])
-    assert sorted(passages(encoded)) == ["Plan a trip", "to", "trip", "trip to Japan"]
+    encoded = encode(made(), prompt, [Span(0, 11, 2), Span(7, 20, 2.0), Span(7, 11, 2.0)])
+    assert sorted(passages(encoded)) == ["Plan a trip", "trip", "trip to Japan"]
+    assert set(encoded.span.weights) == {2.0}
     check(encoded)
+    check(encode(made(), f"<heed>{prompt}</heed>", [prompt, "trip"]))
+
+
+@pytest.mark.parametrize(
+    ("prompt", "instructions", "message"),
+    [
+        ("<heed weight=0.5>Plan a trip</heed> to Japan.", ["trip"], "'trip'.*weight 0.5 and with weight 1;"),
+        ("Plan a trip to Japan.", [Span(0, 11, 0.5), Span(7, 20, 2.0)], "'trip' .user message.*0.5 and with weight 2"),
+        ("Plan a trip to Japan.", [Span(0, 20, 2.0), Span(2, 4), Span(7, 11, 2.0)], "weight 2 and with weight 1"),
+        ("Plan a trip to Japan.", [Span(0, 4, 0.5), Span(0, 20, 0.5), Span(12, 14, 4)], "'to'.*weight 0.5 and"),
+        ("Plan a trip.", [Span(0, 4, 0.5), Span(0, 4, 0.25)], "'Plan'.*weight 0.25 and with weight 0.5; give it one"),
+    ],
+)
+def test_contradictory_weights_are_refused(prompt: str, instructions: Instructions, message: str) -> None:
+    with pytest.raises(SpanError, match=message) as caught:
+        encode(made(), prompt, instructions)
+    assert "\n" not in str(caught.value)
+
+
+def test_weights_that_touch_do_not_contradict() -> None:
+    encoded = encode(made(), "<heed weight=0.5>Plan a</heed><heed weight=2> trip</heed>", None)
+    assert sorted(set(encoded.span.weights)) == [0.5, 2.0]
+    chat = [{"role": role, "content": "Plan a trip."} for role in ("user", "user")]
+    encode(made(), chat, [Span(0, 4, 0.5, 0), Span(0, 4, 2.0, 1)])
+
+
+def test_a_tag_keeps_its_weight_in_a_message_that_a_role_marks() -> None:
+    chat = [{"role": "system", "content": "You are Bo. <heed weight=2>Be brief.</heed> <heed>Sing</heed> it."}]
+    encoded = encode(made(), [*chat, {"role": "user", "content": "Hi"}], "system")
+    marked = [(encoded.text[start:end], weight) for start, end, weight in encoded.char_spans]
+    assert marked == [("You are Bo.", 1.0), ("Be brief.", 2.0), ("Sing", 1.0), ("Sing it.", 1.0)]
 
 
 @pytest.mark.parametrize(

@@ -215,7 +215,11 @@ def test_instructions_are_found_when_asked_for(tiny: heedful.LM) -> None:
         chunks = list(stream)
         assert chunks[-2].heedful["detections"][0]["found"][0]["text"] == found["text"]
         assert [chunk.model_dump(exclude_unset=True).get("usage", 0) for chunk in chunks[:-1]] == [None] * 4
-        for wrong in ("auto:model", "auto:2", "auto:"):
+        by_user = heeded(client, [*SYSTEM, *idle], instructions="auto:user")[1]
+        assert by_user["method"] == {"name": "none"}
+        assert heeded(client, [*SYSTEM, *idle], instructions="auto")[1]["method"]["name"] == "directer"
+        assert heeded(client, told, instructions="auto:user:0.5")[1]["detections"][0]["found"][0] == found
+        for wrong in ("auto:model", "auto:2", "auto:", "auto:user:model", "auto:user:2"):
             with pytest.raises(openai.BadRequestError, match="instructions"):
                 heeded(client, told, instructions=wrong)
     with running(tiny, heed="auto") as here:

@@ -8,7 +8,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from heedful.errors import OptionError, SpanError
-from heedful.spans import Span, TokenSpan, excerpt, find_substring, nearest, parse_tags, tokens_in
+from heedful.spans import Span, TokenSpan, excerpt, find_substring, nearest, outside, parse_tags, tokens_in
 
 LETTERS = "ab \n.é漢👍\u200d🏽>/\"'="
 WEIGHTS = st.floats(0, 1e6) | st.integers(0, 9)
@@ -256,11 +256,30 @@ def test_a_long_token_is_found_from_its_end() -> None:
     assert tokens_in([Span(99, 101)], offsets).positions == (0, 1)
 
 
-def test_where_spans_overlap_the_largest_weight_wins() -> None:
+def test_a_token_that_two_spans_touch_has_the_larger_weight() -> None:
     offsets = [(i, i + 1) for i in range(6)]
     low, high = Span(0, 4, 0.5), Span(2, 5, 2.0)
     expected = TokenSpan((0, 1, 2, 3, 4), (0.5, 0.5, 2.0, 2.0, 2.0))
     assert tokens_in([low, high], offsets) == tokens_in([high, low], offsets) == expected
+
+
+@pytest.mark.parametrize(
+    ("taken", "left"),
+    [
+        ([], ["Ab. Cd. Ef."]),
+        ([(4, 7)], ["Ab.", "Ef."]),
+        ([(0, 3), (8, 11)], ["Cd."]),
+        ([(2, 9)], ["Ab", "f."]),
+        ([(0, 2)], ["Cd. Ef."]),
+        ([(0, 10)], []),
+        ([(0, 30)], []),
+    ],
+)
+def test_outside(taken: list[tuple[int, int]], left: list[str]) -> None:
+    text = "Ab. Cd. Ef."
+    found = outside(text, Span(0, 11, 0.5, message=3), [Span(*place) for place in taken])
+    assert [text[span.start : span.end].removeprefix(". ") for span in found] == left
+    assert all((span.weight, span.message) == (0.5, 3) for span in found)
 
 
 def test_a_weight_of_zero_still_marks() -> None:

@@ -61,7 +61,7 @@ class Local:
     def ready(self, job: Job) -> Job:
         """The job with its instructions found once and for all. Raises the error that generating it would."""
         is_idle = job.method is None and is_auto(job.instructions)
-        found = None if is_idle else self.lm.found(job.prompt, job.instructions)
+        found = None if is_idle else self.lm.found(job.prompt, job.instructions, tags=job.tags)
         ready = Job(**{**vars(job), "instructions": found})
         self.lm.request(ready)
         return ready

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Generator, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
@@ -23,26 +24,68 @@ from heedful.generate import DEFAULT_NEW_TOKENS, LM, Answering, Event, Job, Resu
 from heedful.provenance import fingerprint
 from heedful.recipe import Method
 from heedful.sampling import Sampling
-from heedful.spans import Span, excerpt, find_substring, parse_tags
+from heedful.spans import Span, excerpt, find_substring, outside, parse_tags
 
 Policy = Literal["all", "latest", "system"]
-VERSION = 2  # of the files that `Chat.save` writes
+VERSION = 3  # of the files that `Chat.save` writes
+READ_VERSIONS = (2, VERSION)  # the second knows no texts of marks
 POLICIES = ("all", "latest", "system")
 WHEN_FULL = ("error", "drop")
 
 
+@dataclass(frozen=True, slots=True)
+class Mark(Span):
+    """A marked passage and its text, which tells whether it still stands where it was marked."""
+
+    text: str = ""
+
+
 @dataclass(frozen=True)
 class Message:
-    """One message: its text without tags, and which of its passages are marked. A retired passage no longer holds."""
+    """One message: its text without tags, and which of its passages are marked. A retired passage no longer holds.
+
+    Spans without a text become marks of what stands there.
+    """
 
     role: str
     content: str
-    marks: tuple[Span, ...] = ()
-    retired: tuple[Span, ...] = ()
+    marks: tuple[Mark, ...] = ()
+    retired: tuple[Mark, ...] = ()
 
-    def passage(self, span: Span) -> str:
-        """The marked text."""
-        return self.content[span.start : span.end]
+    def __post_init__(self) -> None:
+        for name in ("marks", "retired"):
+            given: tuple[Span, ...] = getattr(self, name)
+            marks = tuple(one if isinstance(one, Mark) else _mark(one, self.content) for one in given)
+            object.__setattr__(self, name, marks)
+
+    @property
+    def live(self) -> tuple[Mark, ...]:
+        """The marks that are not retired."""
+        return tuple(mark for mark in self.marks if mark not in self.retired)
+
+    def has(self, mark: Mark) -> bool:
+        """Whether the marked text still stands there."""
+        return self.content[mark.start : mark.end] == mark.text
+
+    def heeding(self, passage: str) -> Message:
+        """The same with `passage` marked wherever it stands; what a live mark gives another weight keeps that."""
+        message = self
+        for start, end in find_substring(self.content, passage):
+            message = message._with(Mark(start, end, text=passage))
+        return message
+
+    def _with(self, new: Mark) -> Message:
+        same = (one for one in self.retired if (one.start, one.end, one.text) == (new.start, new.end, new.text))
+        known = next(same, new)
+        others = [one for one in self.live if one.weight != known.weight]
+        parts = [_mark(part, self.content) for part in outside(self.content, known, others)]
+        retired = tuple(one for one in self.retired if one not in parts)
+        return replace(self, marks=tuple(dict.fromkeys((*self.marks, *parts))), retired=retired)
+
+
+def _mark(span: Span, content: str) -> Mark:
+    """`span` with what stands there."""
+    return Mark(span.start, span.end, span.weight, span.message, content[span.start : span.end])
 
 
 NEXT = Message("user", "")
@@ -54,9 +97,11 @@ class Turn:
     """One turn on its way: the messages with it, and what taking it back must restore besides."""
 
     messages: list[Message]
-    retired: list[Span] = field(default_factory=list)
+    retired: list[Mark] = field(default_factory=list)
     dropped: list[tuple[int, list[Message]]] = field(default_factory=list)
     """Each run of messages that made room, and where it stood."""
+    job: Job | None = None
+    """What was asked for, with what was held then."""
 
 
 class Chat:
@@ -92,22 +137,24 @@ class Chat:
         self._decoder: Decoder | None = None
         self._turns: list[Turn] = []
         self._open: Turn | None = None
+        self._origin: Chat | None = None
+        """Whose copy this is, until it has read for itself."""
         if system is not None:
             self.messages.append(_system(system))
 
     @property
     def held(self) -> list[str]:
         """The passages that the next answer will heed, in order, besides what the next message marks."""
-        return [self.messages[span.message or 0].passage(span) for span in self._held([*self.messages, NEXT])]
+        return [mark.text for mark in self._held([*self.messages, NEXT])]
 
-    def _held(self, messages: Sequence[Message]) -> list[Span]:
+    def _held(self, messages: Sequence[Message]) -> list[Mark]:
         """What an answer to the last of `messages` heeds."""
         latest = max((at for at, message in enumerate(messages) if message.role == "user"), default=None)
         found = []
         for at, message in enumerate(messages):
             holds = {"all": True, "latest": at == latest, "system": message.role == "system"}[self.policy]
             if holds:
-                found += [replace(mark, message=at) for mark in message.marks if mark not in message.retired]
+                found += [replace(mark, message=at) for mark in message.live]
         return found
 
     def send(self, text: str, *, retire: Sequence[str] = ()) -> Result:
@@ -120,15 +167,22 @@ class Chat:
         """The answer to `text` token by token; until it is complete, the conversation stays as it was.
 
         `retire`: held instructions, by their text, that no longer hold from this turn on. Raises at once `SpanError`
-        for what is not held, `ContextLengthError` where the turn does not fit, `OptionError` while another answer is
-        streamed; and as it begins, `OptionError` where the conversation went on in between.
+        for what is not held, for tags where the policy is "system" and for a held instruction that was edited out of
+        its message, `ContextLengthError` where the turn does not fit, `OptionError` while another answer is streamed;
+        and as it begins, `OptionError` where the conversation went on in between.
         """
         self._check_idle()
         content, marks = parse_tags(text)
+        if marks and self.policy == "system" and self.method is not None:
+            shown = excerpt(content[marks[0].start : marks[0].end])
+            raise SpanError(
+                f"the policy 'system' heeds the system message alone, but this message marks {shown!r}: "
+                "leave the tags out, or choose the policy 'all' or 'latest'"
+            )
         turn = Turn(list(self.messages))
         for passage in retire:
             turn.retired += self._retire(turn.messages, passage)
-        turn.messages.append(Message("user", content, marks))
+        turn.messages.append(Message("user", content, tuple(_mark(span, content) for span in marks)))
         return self._answered(turn, self._fitted(turn), list(self.messages))
 
     def retire(self, passage: str) -> None:
@@ -136,13 +190,13 @@ class Chat:
         self._check_idle()
         self._retire(self.messages, passage)
 
-    def _retire(self, messages: list[Message], passage: str) -> list[Span]:
+    def _retire(self, messages: list[Message], passage: str) -> list[Mark]:
         if not passage.strip():
             raise SpanError("name the instruction to retire by its text")
         held = self._held([*messages, NEXT])
-        hit = [span for span in held if passage in messages[span.message or 0].passage(span)]
+        hit = [mark for mark in held if passage in mark.text]
         if not hit:
-            listed = "; ".join(excerpt(messages[span.message or 0].passage(span)) for span in held) or "none"
+            listed = "; ".join(excerpt(mark.text) for mark in held) or "none"
             raise SpanError(f"no held instruction contains {excerpt(passage)!r}; held: {listed}")
         for span in hit:
             at = span.message or 0
@@ -150,23 +204,22 @@ class Chat:
             messages[at] = replace(messages[at], retired=retired)
         return hit
 
-    def heed(self, passage: str) -> None:
-        """Marks `passage` wherever you or the system message said it. Raises `SpanError` where it does not stand.
+    def heed(self, passage: str) -> bool:
+        """Marks `passage` wherever you or the system message said it; whether it is held now, by the policy.
 
-        Whether it is held then is the policy's business: see `held`.
+        What is held with a weight of its own keeps that. Raises `SpanError` where the passage does not stand.
         """
         self._check_idle()
         if not passage.strip():
             raise SpanError("name the passage to heed by its text")
-        hits = 0
-        for at, message in enumerate(self.messages):
-            places = find_substring(message.content, passage) if message.role != "assistant" else []
-            marks = tuple(dict.fromkeys([*message.marks, *(Span(start, end) for start, end in places)]))
-            retired = tuple(mark for mark in message.retired if (mark.start, mark.end) not in places)
-            self.messages[at] = replace(message, marks=marks, retired=retired)
-            hits += len(places)
-        if not hits:
+        said = [at for at, message in enumerate(self.messages) if message.role != "assistant"]
+        places = {at: find_substring(self.messages[at].content, passage) for at in said}
+        if not any(places.values()):
             raise SpanError(f"{excerpt(passage)!r} stands in no message of yours; say it, marked by <heed>…</heed>")
+        for at in said:
+            self.messages[at] = self.messages[at].heeding(passage)
+        held = self._held([*self.messages, NEXT])
+        return any(mark.start < end and start < mark.end for mark in held for start, end in places[mark.message or 0])
 
     def undo(self) -> None:
         """Takes the latest turn back: yours, the answer, what it retired and what it dropped.
@@ -189,14 +242,13 @@ class Chat:
             self.messages[span.message or 0] = replace(message, retired=kept)
 
     def again(self) -> tuple[Result, Result]:
-        """The latest answer once more, plainly and steered, with the ranking it had; the conversation stays as it is.
+        """The latest answer once more, plainly and steered, with what it heeded and the ranking it had; the
+        conversation stays as it is.
 
-        Raises `OptionError` where no turn was made, or nothing was held in it.
+        Of a turn that was made before the conversation was saved, or edited since, with what is held by now. Raises
+        `OptionError` where no turn was made, or nothing was held in it.
         """
-        asked = [at for at, message in enumerate(self.messages) if message.role == "user"]
-        if not asked:
-            raise OptionError("there is no turn to compare")
-        job = self._job(self.messages[: asked[-1] + 1])
+        job = self._latest_job()
         if job.method is None:
             raise OptionError("nothing was held in the latest turn: both answers would be plain")
         plain = Answering(self.lm, 0, replace(job, method=None, instructions=None))
@@ -209,12 +261,29 @@ class Chat:
         assert second is not None
         return first, second
 
+    def _latest_job(self) -> Job:
+        """What the latest turn asked for, while the messages still say what they said then."""
+        asked = [at for at, message in enumerate(self.messages) if message.role == "user"]
+        if not asked:
+            raise OptionError("there is no turn to compare")
+        now = self.messages[: asked[-1] + 1]
+        if self._turns:
+            turn = self._turns[-1]
+            same = [(one.role, one.content) for one in turn.messages] == [(one.role, one.content) for one in now]
+            if same and turn.job is not None:
+                return turn.job
+        return self._job(now)
+
     def fork(self) -> Chat:
-        """The same conversation once more, to go on with independently; it reads what was read anew, once."""
+        """The same conversation once more, to go on with independently.
+
+        As it first answers, it copies what this one has read by then, and so reads nothing of it again.
+        """
         twin = Chat(self.lm, method=self.method, policy=self.policy, when_full=self.when_full)
         twin.max_new_tokens, twin.sampling, twin.stop = self.max_new_tokens, self.sampling, self.stop
         twin.messages, twin.num_dropped = list(self.messages), self.num_dropped
         twin._rankings, twin._turns = dict(self._rankings), list(self._turns)
+        twin._origin = self if self._decoder is not None else self._origin
         return twin
 
     # One turn
@@ -224,11 +293,14 @@ class Chat:
             raise OptionError("an answer is still being streamed: read its stream to the end, or close it")
 
     def _job(self, messages: Sequence[Message]) -> Job:
-        held = self._held(messages)
+        held = self._held(messages) if self.method is not None else []
+        for mark in held:
+            at = mark.message or 0
+            if not messages[at].has(mark):
+                raise SpanError(f"{_gone(at, messages[at], mark)}; retire it, or put it back")
         prompt = [{"role": message.role, "content": message.content} for message in messages]
         method = self.method if held else None
-        marks = held if method is not None else None
-        return Job(prompt, marks, method, self.max_new_tokens, self.sampling, self.stop, tags=False)
+        return Job(prompt, held or None, method, self.max_new_tokens, self.sampling, self.stop, tags=False)
 
     def job(self) -> Job:
         """The conversation so far as one prompt: what `LM.generate_batch` would be asked for from scratch."""
@@ -238,7 +310,8 @@ class Chat:
         """The request for the turn's answer, after dropping what must be dropped."""
         while True:
             try:
-                return self._with_ranking(Answering(self.lm, 0, self._with_room(self._job(turn.messages))))
+                turn.job = self._with_room(self._job(turn.messages))
+                return self._with_ranking(Answering(self.lm, 0, turn.job))
             except ContextLengthError as error:
                 if self.when_full == "error":
                     raise ContextLengthError(f"{error}; take turns back, or let old ones be dropped") from None
@@ -271,24 +344,31 @@ class Chat:
     def _key(self, answering: Answering) -> str:
         request = answering.request
         tokens = [request.token_ids[position] for position in request.positions]
-        described = self.method.describe() if self.method is not None else {}
+        described = answering.job.method.describe() if answering.job.method is not None else {}
         return json.dumps([described, tokens, request.weights], default=str)
 
     def _answered(self, turn: Turn, answering: Answering, before: list[Message]) -> Generator[Event, None, None]:
         self._check_idle()
         if self.messages != before:
             raise OptionError("the conversation went on since this stream was asked for: ask for it again")
-        key, self._open = self._key(answering), turn
+        self._open = turn
         try:
-            for event in events(self._with_capacity(answering), [answering]):
-                if event.result is not None:
-                    self._complete(turn, event.result)
-                    if event.result.trace.ranking:
-                        self._rankings[key] = event.result.trace.ranking
-                yield event
+            with closing(events(self._decoder_for(answering), [answering])) as told:
+                for event in told:
+                    self._keep_ranking(answering)
+                    if event.result is not None:
+                        self._complete(turn, event.result)
+                    yield event
         finally:
-            if self._open is turn:  # whoever listened went away
-                self._open = self._decoder = None
+            self._keep_ranking(answering)
+            if self._open is turn:  # whoever listened went away; what was read of the turn stays read
+                self._open = None
+
+    def _keep_ranking(self, answering: Answering) -> None:
+        """Notes the ranking of these instruction tokens as soon as it is known."""
+        answer = answering.answer
+        if answer is not None and answer.ranking and answer.finish_reason != "error":
+            self._rankings[self._key(answering)] = answer.ranking
 
     def _complete(self, turn: Turn, result: Result) -> None:
         self.messages = [*turn.messages, Message("assistant", result.text)]
@@ -296,20 +376,26 @@ class Chat:
         self._turns.append(turn)
         self._open = None
 
-    def _with_capacity(self, answering: Answering) -> Decoder:
-        """The decoder that holds the conversation; a larger one, into which it is copied, where it has outgrown it."""
+    def _decoder_for(self, answering: Answering) -> Decoder:
+        """The decoder that holds the conversation; a new one, into which it is copied, where it has outgrown it."""
         need, slots = capacity_for(answering.request, self.lm.engine.num_layers), answering.request.num_slots
-        old = self._decoder
-        if old is not None and old.slots.capacity >= need and old.slots.num_slots >= slots:
-            return old
-        capacity = 2 * need
+        own = self._decoder
+        if own is not None and own.slots.capacity >= need and own.is_idle and own.has_room(answering.request):
+            return own
+        capacity, old = 2 * need, self._reader()
         if old is not None:  # what it held longer, or in more slots, than this turn needs must find its place
             capacity, slots = max(capacity, old.slots.capacity), max(slots, old.slots.num_slots)
         grown = Decoder(self.lm.engine, slots, capacity, reuses_prefixes=True)
         if old is not None:
             grown.take_over(old)
-        self._decoder = grown
+        self._decoder, self._origin = grown, None
         return grown
+
+    def _reader(self) -> Decoder | None:
+        """Who has read the conversation so far: its own decoder, or that of the one whose copy it is."""
+        if self._decoder is not None or self._origin is None:
+            return self._decoder
+        return self._origin._reader()
 
     # Files
 
@@ -335,14 +421,17 @@ class Chat:
         """
         try:
             found = json.loads(Path(path).read_text(encoding="utf-8"))
+            _check_version(path, found["version"])
             messages = [_message(entry) for entry in found["messages"]]
-            model, version, policy = dict(found["model"]), found["version"], found["policy"]
+            model, policy = dict(found["model"]), found["policy"]
             num_dropped = int(found["num_dropped"])
             rankings = {key: _ranking(order, lm.engine.num_layers) for key, order in found.get("rankings", {}).items()}
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise OptionError(f"{path} is no saved conversation: {error!r}") from error
-        if version != VERSION:
-            raise OptionError(f"{path} was saved in version {version} of the format, this Heedful reads {VERSION}")
+        for at, message in enumerate(messages):
+            for mark in message.live:
+                if not message.has(mark):
+                    raise OptionError(f"{path}: {_gone(at, message, mark)}; put it back, or take its mark out")
         if model != asdict(lm.engine.shape):
             raise OptionError(
                 f"{path} was saved with the model {model.get('name')!r}, this is {lm.engine.shape.name!r}"
@@ -354,21 +443,40 @@ class Chat:
         return chat
 
 
+def _gone(at: int, message: Message, mark: Mark) -> str:
+    where = f"message {at} ({message.role})"
+    return f"the instruction {excerpt(mark.text)!r} no longer stands where it was marked in {where}, which was edited"
+
+
+def _check_version(path: str | Path, version: object) -> None:
+    if version not in READ_VERSIONS:
+        known = " and ".join(map(str, READ_VERSIONS))
+        raise OptionError(f"{path} was saved in version {version} of the format, this Heedful reads {known}")
+
+
 def _system(text: str) -> Message:
     content, marks = parse_tags(text)
     if not content.strip():
         raise OptionError("the system message is empty: leave it out")
-    return Message("system", content, marks or (Span(0, len(content)),))
+    return Message("system", content, tuple(_mark(span, content) for span in marks or (Span(0, len(content)),)))
 
 
 def _message(entry: dict[str, Any]) -> Message:
     content = entry["content"]
     if not (isinstance(content, str) and entry["role"] in ("system", "user", "assistant")):
         raise ValueError(f"no message: {excerpt(str(entry))}")
-    spans = {name: tuple(Span(**span) for span in entry[name]) for name in ("marks", "retired")}
-    if any(span.end > len(content) for span in (*spans["marks"], *spans["retired"])):
+    marks, retired = (tuple(_read_mark(span, content) for span in entry[name]) for name in ("marks", "retired"))
+    return Message(entry["role"], content, marks, retired)
+
+
+def _read_mark(entry: dict[str, Any], content: str) -> Mark:
+    """A saved mark; one of a file that knows no texts has that which stands there."""
+    if "text" in entry:
+        return Mark(**entry)
+    span = Span(**entry)
+    if span.end > len(content):
         raise ValueError("a mark lies outside its message")
-    return Message(entry["role"], content, **spans)
+    return _mark(span, content)
 
 
 def _ranking(order: list[Any], num_layers: int) -> tuple[int, ...]:

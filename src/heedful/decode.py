@@ -65,7 +65,10 @@ class Decoder:
         return running < self.max_running and len(self._free) >= ahead + request.num_slots
 
     def take_over(self, other: Decoder) -> None:
-        """Holds what the idle decoder `other` holds, so that it is not read again; both must reuse prefixes."""
+        """Holds what `other` holds, so that it is not read again; both must reuse prefixes.
+
+        Of a slot in which `other` is answering, only what that answer found there.
+        """
         assert self._held is not None
         assert other._held is not None
         self.slots.take_over(other.slots)
@@ -121,7 +124,8 @@ class Decoder:
                     self._free.append(member.slot)
                     if self._held is not None:
                         is_sound = sequence.finish_reason != "error"
-                        stored = min(member.num_raw, self.slots.lengths[member.slot]) if is_sound else 0
+                        sound = member.num_raw if is_sound else member.num_reused
+                        stored = min(sound, self.slots.lengths[member.slot])
                         self._held.keep(member.slot, member.token_ids[:stored])
             self._free.sort()
         elif sequence in self._waiting:
@@ -167,6 +171,7 @@ class Decoder:
         if self._held is not None:
             wanted = request.token_ids[: min(sequence.num_raw, len(request.token_ids) - 1)]
             sequence.slot, sequence.num_reused = self._held.best(self._free, wanted)
+            self._held.keep(sequence.slot, wanted[: sequence.num_reused])  # whatever becomes of the rest
         self._free.remove(sequence.slot)
         prompt, kept = len(request.token_ids), sequence.num_reused
         self.slots.open(sequence.slot, prompt, request.positions, request.weights, kept)

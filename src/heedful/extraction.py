@@ -7,7 +7,8 @@ Where that gives nothing to steer, the rules decide, and the detection's note sa
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,12 +16,12 @@ import torch
 
 from heedful.answer import Request, capacity_for
 from heedful.decode import Decoder
-from heedful.detection import Detection, Evidence, Found, find
+from heedful.detection import Detection, Evidence, Found
 from heedful.detection.chunks import chunks
 from heedful.detection.material import layout
 from heedful.engine import Engine
 from heedful.errors import ContextLengthError, TokenizerError
-from heedful.prompt import Messages, encode, turns
+from heedful.prompt import Messages, encode, search, turns
 from heedful.spans import Span
 
 QUESTION = (
@@ -34,7 +35,8 @@ _MOST_COPIED = 0.9  # of a prompt; a model that copies all of it has not underst
 
 @dataclass(frozen=True, slots=True)
 class _State:
-    """What has been copied: closed items as (first, behind) token ranges, the open one's first token, the last token.
+    """One reading of what was copied: closed items as (first, behind) token ranges, the open one's first token, the
+    last token that was copied.
 
     `phase`: "start" (a bullet or the end may come), "bullet" (an item begins), "item" (one is open).
     """
@@ -48,53 +50,72 @@ class _State:
 class Copying:
     """Which tokens may come next, given those generated so far.
 
-    `tokens`: those of the prompt's text; `opening`, `closing`: where a clause outside of material begins and ends, as
-    token indices; `runs[i]` is the index up to which copying may go on from token i.
+    `tokens`: those of the prompt's text; `clauses`: where a clause outside of material begins and ends, as token
+    indices. What may come depends on a reading's phase and last token alone, so one reading is kept for each.
     """
 
     def __init__(self, tokens: Sequence[int], clauses: Sequence[tuple[int, int]], bullet: int, newline: int, eos: int):
         self.tokens, self.bullet, self.newline, self.eos = tokens, bullet, newline, eos
-        self.opening = {first for first, _ in clauses}
+        self.opening = sorted({first for first, _ in clauses})
         self.closing = {behind - 1 for _, behind in clauses}
         self.inside = {at for first, behind in clauses for at in range(first, behind)}
+        self._read: list[int] = []
+        self._states = [_State()]
 
     def states(self, generated: Sequence[int]) -> list[_State]:
-        """All ways to read the generated tokens as items; several where passages of the prompt begin alike."""
-        states = [_State()]
-        for token in generated:
-            states = [behind for state in states for wanted, behind in self._moves(state) if wanted == token]
-        return states
+        """The ways to read the generated tokens as items; several where passages of the prompt begin alike."""
+        known = len(self._read)
+        if list(generated[:known]) != self._read:
+            self._read, self._states, known = [], [_State()], 0
+        for token in generated[known:]:
+            self._states = _distinct(behind for state in self._states for behind in self._after(state, token))
+            self._read.append(token)
+        return self._states
 
     def allowed(self, generated: Sequence[int]) -> list[int]:
         """The tokens that may come next, sorted."""
-        return sorted({token for state in self.states(generated) for token, _ in self._moves(state)})
+        return sorted({token for state in self.states(generated) for token in self._next(state)})
 
     def items(self, generated: Sequence[int]) -> tuple[tuple[int, int], ...]:
         """The token ranges copied by finished output; of several readings the first."""
-        kept = [token for token in generated if token != self.eos]
-        for state in self.states(kept):
+        for state in self.states([token for token in generated if token != self.eos]):
             if state.phase != "item":
                 return state.items
             if state.last in self.closing:
-                return (*state.items, (state.first, state.last + 1))
+                return _closed(state).items
         return ()
 
-    def _moves(self, state: _State) -> Iterator[tuple[int, _State]]:
-        starts = [at for at in sorted(self.opening) if at > state.last]
+    def _starts(self, state: _State) -> list[int]:
+        """Where the next item may begin."""
+        return self.opening[bisect_right(self.opening, state.last) :]
+
+    def _next(self, state: _State) -> Iterator[int]:
+        """The tokens that may follow."""
+        if state.phase == "bullet":
+            yield from (self.tokens[at] for at in self._starts(state))
+            return
+        if state.phase == "item" and state.last + 1 in self.inside:
+            yield self.tokens[state.last + 1]
+        if state.phase == "item" and state.last in self.closing:
+            yield from (self.newline, self.eos)
         if state.phase == "start":
-            yield self.eos, state
-            if starts:
-                yield self.bullet, replace(state, phase="bullet")
+            yield from (self.bullet, self.eos) if self._starts(state) else (self.eos,)
+
+    def _after(self, state: _State, token: int) -> Iterator[_State]:
+        """What `token`, where it may follow, makes of the reading; an item that goes on before one that ends."""
+        if state.phase == "start":
+            if token == self.eos:
+                yield state
+            if token == self.bullet and self._starts(state):
+                yield replace(state, phase="bullet")
         elif state.phase == "bullet":
-            for at in starts:
-                yield self.tokens[at], replace(state, phase="item", first=at, last=at)
+            fitting = (at for at in self._starts(state) if self.tokens[at] == token)
+            yield from (replace(state, phase="item", first=at, last=at) for at in fitting)
         else:
-            if state.last + 1 in self.inside:
-                yield self.tokens[state.last + 1], replace(state, last=state.last + 1)
-            if state.last in self.closing:
-                items = (*state.items, (state.first, state.last + 1))
-                yield self.newline, replace(state, phase="start", items=items)
-                yield self.eos, replace(state, phase="start", items=items)
+            if state.last + 1 in self.inside and self.tokens[state.last + 1] == token:
+                yield replace(state, last=state.last + 1)
+            if state.last in self.closing and token in (self.newline, self.eos):
+                yield _closed(state)
 
     def process(self, prompt_tokens: int) -> Callable[[Sequence[int], torch.Tensor], torch.Tensor]:
         """A logits processor for `Request.process`, for a request of `prompt_tokens` tokens."""
@@ -108,14 +129,38 @@ class Copying:
         return process
 
 
-def copied_out(engine: Engine, tokenizer: Any, prompt: Messages, eos_ids: frozenset[int]) -> Detection:
-    """What the model copies out of each of the user's messages; system and developer messages as the rules have them.
+def _closed(state: _State) -> _State:
+    return replace(state, phase="start", items=(*state.items, (state.first, state.last + 1)))
+
+
+def _distinct(states: Iterable[_State]) -> list[_State]:
+    """The first reading for each phase and last token; between items that with the smallest, which allows the most."""
+    kept: dict[tuple[str, int], _State] = {}
+    for state in states:
+        known = kept.setdefault((state.phase, state.last if state.phase == "item" else -1), state)
+        if state.last < known.last and state.phase != "item":
+            kept[state.phase, -1] = state
+    return list(kept.values())
+
+
+def copied_out(
+    engine: Engine,
+    tokenizer: Any,
+    prompt: Messages,
+    eos_ids: frozenset[int],
+    *,
+    tags: bool = True,
+    only_user: bool = False,
+) -> Detection:
+    """What the model copies out of each of the user's messages; system and developer messages as the rules have them,
+    or, with `only_user`, not at all. `tags=False`: `<heed>` in the prompt is text like any other.
 
     `source` is "model", or "rules" where the model copied nothing or nearly all of a prompt, or could not be asked (a
-    tokenizer without offsets or list signs, a prompt that is too long); `note` tells which.
+    tokenizer without offsets or list signs, a model without an EOS token, a prompt that is too long); `note` tells
+    which.
     """
-    messages = turns(prompt)
-    ruled = find(messages)
+    messages = turns(prompt, tags=tags)
+    ruled = search(messages, only_user=only_user)
     copied: list[Found] = [item for item in ruled.found if messages[item.span.message or 0][0] != "user"]
     total = length = 0
     try:
@@ -146,8 +191,11 @@ def _copied(engine: Engine, tokenizer: Any, content: str, message: int, eos_ids:
     clauses = _clauses(content, offsets)
     if not clauses:
         return []
+    if not eos_ids:
+        raise TokenizerError("the model names no EOS token to end a list with")
     copying = Copying(tokens, clauses, _sign(tokenizer, BULLET), _sign(tokenizer, NEWLINE), min(eos_ids))
-    asked = encode(tokenizer, QUESTION + content, raw=not getattr(tokenizer, "chat_template", None)).token_ids
+    is_raw = not getattr(tokenizer, "chat_template", None)
+    asked = encode(tokenizer, QUESTION + content, raw=is_raw, tags=False).token_ids
     room = len(tokens) + 2 * len(clauses) + 1
     if engine.context_length is not None and len(asked) + room > engine.context_length:
         raise ContextLengthError("the prompt is too long to be copied out within the model's context")

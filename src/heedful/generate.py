@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from heedful.answer import Emitted, FinishReason, Request, capacity_for, slots_for
+from heedful.answer import Answer, Emitted, FinishReason, Request, capacity_for, slots_for
 from heedful.checks import whole
 from heedful.decode import Decoder
 from heedful.detection import Detection
@@ -18,7 +18,7 @@ from heedful.engine import Engine
 from heedful.errors import ContextLengthError, HeedfulError, ModelError, NumericError, OptionError, SpanError
 from heedful.extraction import copied_out
 from heedful.models import resolve
-from heedful.prompt import AUTO_BY_MODEL, EncodedPrompt, Instructions, Messages, encode, is_auto
+from heedful.prompt import EncodedPrompt, Instructions, Messages, encode, is_auto, way_of
 from heedful.recipe import Method, recipe_of
 from heedful.sampling import Sampling
 from heedful.spans import TokenSpan
@@ -168,13 +168,14 @@ class LM:
         self, prompt: Messages, instructions: Instructions = None, *, raw: bool = False, tags: bool = True
     ) -> EncodedPrompt:
         """The prompt as the model reads it, and which tokens are marked."""
-        return encode(self.tokenizer, prompt, self.found(prompt, instructions), raw=raw, tags=tags)
+        return encode(self.tokenizer, prompt, self.found(prompt, instructions, tags=tags), raw=raw, tags=tags)
 
-    def found(self, prompt: Messages, instructions: Instructions) -> Instructions:
+    def found(self, prompt: Messages, instructions: Instructions, *, tags: bool = True) -> Instructions:
         """`instructions`, or what the model copies out of the prompt if they are "auto:model": several forwards."""
-        if instructions == AUTO_BY_MODEL:
-            return copied_out(self.engine, self.tokenizer, prompt, self.eos_ids())
-        return instructions
+        way = way_of(instructions)
+        if way is None or not way.by_model:
+            return instructions
+        return copied_out(self.engine, self.tokenizer, prompt, self.eos_ids(), tags=tags, only_user=way.only_user)
 
     def request(self, job: Job) -> Request:
         """What the decoder is asked for a job. Raises the `HeedfulError` that generating it would."""
@@ -235,6 +236,8 @@ class Answering:
     def __init__(self, lm: LM, index: int, job: Job) -> None:
         self.index, self.job = index, job
         self.result: Result | None = None
+        self.answer: Answer | None = None
+        """What the decoder makes of it, once it is submitted."""
         is_idle = job.method is None and is_auto(job.instructions)
         self.encoded = lm.encode(job.prompt, None if is_idle else job.instructions, raw=job.raw, tags=job.tags)
         self.detection = self.encoded.detection
@@ -280,17 +283,24 @@ class Answering:
         return Event(self.index, text, step, self.result)
 
 
-def events(decoder: Decoder, answers: Sequence[Answering]) -> Iterator[Event]:
-    """Submits all `answers` and runs `decoder` until it is idle."""
-    waiting = {decoder.submit(answer.request): answer for answer in answers}
-    while not decoder.is_idle:
-        for emitted in decoder.step():
-            answer = waiting[emitted.answer]
-            if emitted.error is not None:
-                emitted.error.index = answer.index
-                raise emitted.error
-            if answer.result is None:
-                yield answer.take(emitted, decoder)
+def events(decoder: Decoder, answers: Sequence[Answering]) -> Generator[Event, None, None]:
+    """Submits all `answers` and runs `decoder` until it is idle; where it is left before, ends what still runs."""
+    waiting: dict[Answer, Answering] = {}
+    try:
+        for answer in answers:
+            answer.answer = decoder.submit(answer.request)
+            waiting[answer.answer] = answer
+        while not decoder.is_idle:
+            for emitted in decoder.step():
+                answer = waiting[emitted.answer]
+                if emitted.error is not None:
+                    emitted.error.index = answer.index
+                    raise emitted.error
+                if answer.result is None:
+                    yield answer.take(emitted, decoder)
+    finally:
+        for submitted in waiting:
+            decoder.finish(submitted)
 
 
 def room(prompt_tokens: int, wanted: int | None, context: int | None) -> int:

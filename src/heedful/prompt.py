@@ -8,19 +8,20 @@ rendering is tokenised. What cannot be located this way is refused, never guesse
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, islice
 from typing import Any, TypeAlias
 
 from heedful.detection import DEFAULT_THRESHOLD, Detection, Found, find
 from heedful.errors import OptionError, PromptError, SpanError, TokenizerError
-from heedful.spans import Span, TokenSpan, excerpt, find_substring, nearest, parse_tags, tokens_in
+from heedful.spans import Span, TokenSpan, excerpt, find_substring, nearest, outside, parse_tags, tokens_in
 
 Messages: TypeAlias = str | Sequence[Mapping[str, Any]]
 Instructions: TypeAlias = str | Sequence[str | tuple[int, int] | Span] | Detection | None
 
 ROLES = ("system", "user", "assistant", "developer", "tool")
-AUTO, AUTO_BY_MODEL = "auto", "auto:model"
+AUTO = "auto"
+_WAYS = "auto, auto:0.8 (another threshold), auto:model; and auto:user, auto:user:0.8, auto:user:model"
 
 _PRIVATE_USE = (range(0xF0000, 0xFFFFE), range(0x100000, 0x10FFFE), range(0xE000, 0xF900))
 _ONE_PRIVATE = re.compile("([\ue000-\uf8ff\U000f0000-\U000ffffd\U00100000-\U0010fffd])")
@@ -74,8 +75,9 @@ def encode(
     message of the assistant is continued. `tags=False`: `<heed>` is text like any other.
     `instructions` is a role, whose messages are marked whole; or exact text; or a list of exact texts (each marked
     wherever it stands), of (start, end) ranges and of `Span`s, both over a message's content. "auto" finds them (see
-    `detect`), "auto:0.8" with another threshold; a `Detection` marks what was found before. Raises PromptError,
-    SpanError, or TokenizerError if tokens are to be marked but cannot be located.
+    `detect`), "auto:0.8" with another threshold, "auto:user" in the user's messages only; a `Detection` marks what was
+    found before. What a tag marks keeps its weight beside a role and what is found. Raises PromptError; SpanError, also
+    where the same characters are marked with two weights; TokenizerError if tokens cannot be located.
     """
     plain = raw or not getattr(tokenizer, "chat_template", None)
     messages = _read(prompt, plain=plain, tags=tags)
@@ -100,20 +102,59 @@ def detect(prompt: Messages, *, threshold: float = DEFAULT_THRESHOLD, system: bo
     """The instructions of `prompt`, found by rules and a small linear model, in order; empty where there are none.
 
     A span counts in the characters of its message without `<heed>` tags. `threshold`: the least score, above 0 and at
-    most 1. `system`: whether system and developer messages are instructions throughout; if not, they are read like the
-    user's. Raises PromptError for a prompt that is none, OptionError for a threshold out of range.
+    most 1. `system`: whether system and developer messages are instructions throughout; if not, none is found in them,
+    as with instructions="auto:user". Raises PromptError for a prompt that is none, OptionError for a threshold out of
+    range.
     """
-    return find(_turns(_read(prompt, plain=False)), threshold=threshold, system=system).found
+    return search(turns(prompt), threshold=threshold, only_user=not system).found
 
 
-def turns(prompt: Messages) -> list[tuple[str, str]]:
-    """The (role, content) of each message, tags removed. Raises PromptError for a prompt that is none."""
-    return _turns(_read(prompt, plain=False))
+def search(
+    messages: Sequence[tuple[str, str]], *, threshold: float = DEFAULT_THRESHOLD, only_user: bool = False
+) -> Detection:
+    """What rules find in messages given as (role, content), or only in those of the user."""
+    detection = find(messages, threshold=threshold, system=not only_user)
+    if not only_user:
+        return detection
+    found = tuple(item for item in detection.found if messages[item.span.message or 0][0] == "user")
+    return replace(detection, found=found, note="" if found else "no instruction was found in what the user says")
+
+
+def turns(prompt: Messages, *, tags: bool = True) -> list[tuple[str, str]]:
+    """The (role, content) of each message, tags removed where they are markup. Raises PromptError for no prompt."""
+    return _turns(_read(prompt, plain=False, tags=tags))
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """How instructions are to be found: `only_user`: in the user's messages alone; `by_model`, or by rules."""
+
+    only_user: bool
+    by_model: bool
+    threshold: float = DEFAULT_THRESHOLD
 
 
 def is_auto(instructions: Instructions) -> bool:
     """Whether the instructions are to be found, by whatever means."""
     return isinstance(instructions, str) and (instructions == AUTO or instructions.startswith(f"{AUTO}:"))
+
+
+def way_of(instructions: Instructions) -> Way | None:
+    """How "auto", "auto:0.8", "auto:user:model" … finds instructions; None where they are given.
+
+    Raises OptionError for a way that is none.
+    """
+    if not isinstance(instructions, str) or not is_auto(instructions):
+        return None
+    rest = instructions.removeprefix(AUTO)
+    only_user = rest == ":user" or rest.startswith(":user:")
+    rest = rest.removeprefix(":user") if only_user else rest
+    if rest in ("", ":model"):
+        return Way(only_user, by_model=rest != "")
+    try:
+        return Way(only_user, by_model=False, threshold=float(rest.removeprefix(":")))
+    except ValueError:
+        raise OptionError(f"unknown way to find instructions: {excerpt(instructions)!r}; known: {_WAYS}") from None
 
 
 def _turns(messages: Sequence[_Message]) -> list[tuple[str, str]]:
@@ -124,22 +165,12 @@ def _detection(messages: Sequence[_Message], instructions: Instructions) -> Dete
     """What "auto" finds, or what was found before; None where the instructions are given."""
     if isinstance(instructions, Detection):
         return instructions
-    if not isinstance(instructions, str) or not is_auto(instructions):
+    way = way_of(instructions)
+    if way is None:
         return None
-    if instructions == AUTO_BY_MODEL:
-        raise OptionError(f"{AUTO_BY_MODEL!r} needs the model: ask an LM, or use {AUTO!r}")
-    return find(_turns(messages), threshold=_threshold(instructions))
-
-
-def _threshold(instructions: str) -> float:
-    """That of "auto:0.8"."""
-    if instructions == AUTO:
-        return DEFAULT_THRESHOLD
-    try:
-        return float(instructions.removeprefix(f"{AUTO}:"))
-    except ValueError:
-        known = f"{AUTO}, {AUTO}:0.8 (a threshold), {AUTO_BY_MODEL}"
-        raise OptionError(f"unknown way to find instructions: {excerpt(instructions)!r}; known: {known}") from None
+    if way.by_model:
+        raise OptionError(f"{instructions!r} needs the model: ask an LM, or use {AUTO!r}")
+    return search(_turns(messages), threshold=way.threshold, only_user=way.only_user)
 
 
 # Messages
@@ -202,7 +233,22 @@ def _marks(messages: Sequence[_Message], instructions: Instructions) -> list[_Ma
         for index, message in enumerate(messages)
         for span in message.tagged
     ]
-    return sorted({_trimmed(messages, mark) for mark in chain(tagged, _asked(messages, instructions))})
+    marks = sorted({_trimmed(messages, mark) for mark in chain(tagged, _asked(messages, instructions))})
+    _check_weights(messages, marks)
+    return marks
+
+
+def _check_weights(messages: Sequence[_Message], marks: Sequence[_Mark]) -> None:
+    """Raises SpanError where the same characters are marked with two weights; `marks` are sorted."""
+    behind, weight = (-1, 0), 0.0  # of what the marks so far cover: message and end; they agree there
+    for mark in marks:
+        if (mark.message, mark.start) < behind and mark.weight != weight:
+            both = replace(mark, end=min(mark.end, behind[1]))
+            raise SpanError(
+                f"{_named(messages, both)} is marked with weight {weight:g} and with weight {mark.weight:g}; "
+                "give it one weight"
+            )
+        behind, weight = max(behind, (mark.message, mark.end)), mark.weight
 
 
 def _asked(messages: Sequence[_Message], instructions: Instructions) -> Iterable[_Mark]:
@@ -234,24 +280,28 @@ def _of_detection(messages: Sequence[_Message], detection: Detection) -> Iterato
     """What was found, but for what tags mark already."""
     for item in detection.found:
         index = _meant_message(messages, item.span)
-        start, end = item.span.start, item.span.end
-        if all(end <= tag.start or tag.end <= start for tag in messages[index].tagged):
-            yield _Mark(index, start, end, item.span.weight)
+        message = messages[index]
+        for part in outside(message.content, item.span, message.tagged):
+            yield _Mark(index, part.start, part.end, part.weight)
 
 
 def _of_role(messages: Sequence[_Message], role: str) -> list[_Mark]:
-    """Every message of the role, whole."""
+    """Every message of the role, whole, but for what tags in it mark with a weight of their own."""
     if all(message.role != role for message in messages):
         present = ", ".join(sorted({message.role for message in messages}))
         raise SpanError(f"no message has the role {role!r}; the roles present are: {present}")
-    marks = [
-        _Mark(index, 0, len(message.content), 1.0)
-        for index, message in enumerate(messages)
-        if message.role == role and message.content.strip()
-    ]
-    if not marks:
+    whole = [index for index, message in enumerate(messages) if message.role == role and message.content.strip()]
+    if not whole:
         raise SpanError(f"every message of the role {role!r} is blank: there is nothing to heed")
-    return marks
+    return [
+        _Mark(index, part.start, part.end, part.weight)
+        for index in whole
+        for part in _beside(messages[index].content, messages[index].tagged)
+    ]
+
+
+def _beside(content: str, tagged: Sequence[Span]) -> list[Span]:
+    return outside(content, Span(0, len(content)), [tag for tag in tagged if tag.weight != 1.0])
 
 
 def _of_text(messages: Sequence[_Message], text: str) -> list[_Mark]:

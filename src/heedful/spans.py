@@ -9,7 +9,7 @@ import math
 import re
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import SequenceMatcher
 
 from heedful.errors import OptionError, SpanError
@@ -102,6 +102,25 @@ def find_substring(text: str, needle: str) -> list[tuple[int, int]]:
     return [match.span() for match in re.finditer(re.escape(needle), text)]
 
 
+def outside(text: str, span: Span, taken: Sequence[Span]) -> list[Span]:
+    """The parts of `span` over `text` that none of `taken` covers, without outer blanks and signs that stand alone.
+
+    A span that none of them touches comes back as it is.
+    """
+    crossing = sorted((one.start, one.end) for one in taken if one.start < span.end and span.start < one.end)
+    if not crossing:
+        return [span]
+    parts: list[Span] = []
+    start = span.start
+    for stop, behind in (*crossing, (span.end, span.end)):
+        part = text[start : max(start, stop)]
+        if any(char.isalnum() for char in part):
+            first = start + len(part) - len(part.lstrip())
+            parts.append(replace(span, start=first, end=first + len(part.strip())))
+        start = max(start, behind)
+    return parts
+
+
 def nearest(text: str, needle: str) -> str:
     """The passage of `text` that is most like `needle`: about as long, in whole words; empty only if `text` is blank.
 
@@ -125,7 +144,7 @@ def nearest(text: str, needle: str) -> str:
 
 
 def tokens_in(spans: Iterable[Span], offsets: Sequence[tuple[int, int]], text: str = "") -> TokenSpan:
-    """The tokens whose characters `spans` touch; where spans overlap, the largest weight wins.
+    """The tokens whose characters `spans` touch; a token that several touch has the largest of their weights.
 
     `offsets` are the tokens' character ranges over the same text as the spans'. A token belongs if it shares at least
     one character with a span: byte tokens of one character all do, tokens of no width never. `text` is only shown in

@@ -5,16 +5,18 @@ from __future__ import annotations
 import platform
 import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
 
 from heedful import __version__
+from heedful.answer import capacity_for
 from heedful.bench import overhead
 from heedful.bench.overhead import TASKS, Figure, Report
 from heedful.chat import Chat
 from heedful.checks import whole
+from heedful.decode import Decoder
 from heedful.generate import LM, load
 
 SYSTEM = "You are a helpful guide. Never use commas. Answer in at most three sentences."
@@ -64,16 +66,30 @@ def run(settings: Settings) -> Report:
 
 
 def _conversation(lm: LM, settings: Settings, num_turns: int) -> tuple[list[float], list[float]]:
-    """Seconds to the first token of each turn: in a conversation, and of the same turn read from its beginning."""
+    """Seconds to the first token of each turn: in a conversation, and of the same turn read from its beginning.
+
+    Both know the same rankings. Storage to read anew into is there before the clock starts; that of the conversation
+    grows while it runs.
+    """
     chat = Chat(lm, system=SYSTEM, max_new_tokens=settings.num_tokens)
     kept, fresh = [], []
     for turn in range(num_turns):
         text = TASKS[turn % len(TASKS)]
-        anew = chat.fork()
-        anew._rankings.clear()
-        fresh.append(_first_token(anew, text, finish=False))
+        fresh.append(_first_token(_unread(chat, text), text, finish=False))
         kept.append(_first_token(chat, text, finish=True))
     return kept, fresh
+
+
+def _unread(chat: Chat, text: str) -> Chat:
+    """The same conversation, of which nothing was read, with room for `text` and its answer."""
+    anew = chat.fork()
+    anew._origin = None
+    job = chat.job()
+    prompt = [*job.prompt, {"role": "user", "content": text}]
+    request = chat.lm.request(replace(job, prompt=prompt))
+    capacity = capacity_for(request, chat.lm.engine.num_layers)
+    anew._decoder = Decoder(chat.lm.engine, request.num_slots, capacity, reuses_prefixes=True)
+    return anew
 
 
 def _first_token(chat: Chat, text: str, *, finish: bool) -> float:

@@ -139,15 +139,16 @@ class Session:
         """Holds `text`."""
         if not text:
             raise OptionError("/heed needs the instruction's text")
+        policy = self.chat.policy
         if any(m.role != "assistant" and find_substring(m.content, text) for m in self.chat.messages):
-            self.chat.heed(text)
-            is_held, said = text in self.chat.held, "held"
-        else:
-            if parse_tags(f"<heed>{text}</heed>")[0] != text:
-                raise SpanError("/heed takes the instruction's text without tags")
-            self.pending.append(text)
-            is_held, said = self.chat.policy != "system", "goes with your next message"
-        self.say(said if is_held else f"marked, but not held: the policy is {self.chat.policy!r}")
+            self.say("held" if self.chat.heed(text) else f"marked, but not held: the policy is {policy!r}")
+            return
+        if parse_tags(f"<heed>{text}</heed>")[0] != text:
+            raise SpanError("/heed takes the instruction's text without tags")
+        if policy == "system":
+            raise OptionError("the policy 'system' heeds the system message alone: start with --policy all or latest")
+        self.pending.append(text)
+        self.say("goes with your next message")
 
     def retire(self, text: str) -> None:
         """Lets an instruction go, or one that waits for the next message."""
@@ -197,4 +198,7 @@ class Session:
 def _path(text: str) -> Path:
     if not text:
         raise OptionError("name a file")
-    return Path(text).expanduser()
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:
+        raise OptionError(f"{text} names no file: {error}") from error

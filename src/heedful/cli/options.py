@@ -22,7 +22,9 @@ Marked = Annotated[
 Auto = Annotated[
     bool,
     typer.Option(
-        "--auto", help="Find the instructions; -i auto:0.8 sets the least score, -i auto:model asks the model."
+        "--auto",
+        help="Find the instructions; -i auto:user in the user's messages only, -i auto:0.8 with another least score, "
+        "-i auto:model by the model.",
     ),
 ]
 Model = Annotated[str | None, typer.Option("--model", "-m", help="Hub id or folder; else the built-in model.")]

@@ -13,7 +13,7 @@ from heedful.cli import options
 from heedful.detection import Detection
 from heedful.errors import SpanError
 from heedful.models import resolve
-from heedful.prompt import AUTO_BY_MODEL, EncodedPrompt, encode
+from heedful.prompt import EncodedPrompt, encode, way_of
 
 
 def spans(
@@ -29,7 +29,8 @@ def spans(
     """Show which tokens of PROMPT would be steered."""
     messages = options.read_prompt(prompt, file, system)
     instructions = options.instructions(instruction, auto)
-    if instructions == AUTO_BY_MODEL:
+    way = way_of(instructions)
+    if way is not None and way.by_model:
         encoded = options.load_quietly(model, "cpu", "auto").encode(messages, instructions, raw=raw)
     else:
         encoded = encode(_tokenizer(model), messages, instructions, raw=raw)

@@ -91,7 +91,18 @@ class Engine:
     def forward(
         self, slots: Slots, rows: Sequence[Row], chunks: Sequence[Chunk] = (), *, capture: bool = False
     ) -> Result:
-        """Computes `rows` and stores `chunks`; a row's key is kept only if its column is committed afterwards."""
+        """Computes `rows` and stores `chunks`; a row's key is kept only if its column is committed afterwards.
+
+        A forward that fails, or is interrupted, stores nothing.
+        """
+        try:
+            return self._forward(slots, rows, chunks, capture)
+        except BaseException:
+            for chunk in chunks:
+                slots.lengths[chunk.slot] = chunk.start
+            raise
+
+    def _forward(self, slots: Slots, rows: Sequence[Row], chunks: Sequence[Chunk], capture: bool) -> Result:
         for chunk in chunks:
             slots.lengths[chunk.slot] = chunk.start + len(chunk.tokens)
             slots.note(chunk.slot, slots.lengths[chunk.slot])

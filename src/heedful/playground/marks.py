@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from heedful.prompt import detect
-from heedful.spans import Span, parse_tags
+from heedful.spans import Span, outside, parse_tags
 
 
 @dataclass(frozen=True)
@@ -29,19 +29,6 @@ def with_tags(clean: str, spans: Sequence[Span]) -> str:
     return "".join(pieces) + clean[read:]
 
 
-def _outside(clean: str, span: Span, tagged: Sequence[Span]) -> list[Span]:
-    """The parts of `span` that no tag marks yet, without outer blanks."""
-    pieces: list[Span] = []
-    start = span.start
-    for tag in (*tagged, Span(span.end, span.end + 1)):
-        part = clean[start : max(start, min(tag.start, span.end))]
-        if any(char.isalnum() for char in part):
-            first = start + len(part) - len(part.lstrip())
-            pieces.append(Span(first, first + len(part.strip())))
-        start = max(start, tag.end)
-    return pieces
-
-
 def mark_found(system: str, prompt: str) -> Marked:
     """Marks the instructions that are found. Raises `SpanError` for broken tags, `PromptError` for no text at all."""
     texts = [("system", system)] if system.strip() else []
@@ -52,7 +39,7 @@ def mark_found(system: str, prompt: str) -> Marked:
     for index, (role, text) in enumerate(texts):
         clean, tagged = parse_tags(text)
         here = [item.span for item in found if item.span.message in (index, None)]
-        new = [piece for span in here for piece in _outside(clean, span, tagged)]
+        new = [piece for span in here for piece in outside(clean, span, tagged)]
         num_found += len(new)
         marked[role] = with_tags(clean, [*tagged, *new]) if new else text
     return Marked(marked["system"], marked["user"], num_found)

@@ -47,12 +47,13 @@ IN_MESSAGES: dict[str, tuple[Any, ...]] = {
 }
 Texts = Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1, max_length=64)]
 MAX_FIELDS = 64  # of one object: no object has as many, and each unknown one is an error of its own
-WAYS = r"^(system|user|assistant|auto(:(0?\.[0-9]{1,6}|1(\.0)?))?)$"
+WAYS = r"^(system|user|assistant|auto(:user)?(:(0?\.[0-9]{1,6}|1(\.0)?))?)$"
 
 
 def _way(value: str) -> str:
     if re.fullmatch(WAYS, value) is None:
-        raise _wrong("Input should be 'system', 'user', 'assistant', 'auto', 'auto:0.8' or a list of texts")
+        known = "'system', 'user', 'assistant', 'auto', 'auto:user', 'auto:0.8', 'auto:user:0.8' or a list of texts"
+        raise _wrong(f"Input should be {known}")
     return value
 
 
@@ -101,7 +102,7 @@ class Heedful(_Optional):
     instructions: Texts | Way | None = Field(
         None,
         description="Exact texts to heed, wherever they stand; a role whose messages are heeded whole; or `auto`, "
-        "which finds them (`auto:0.8` sets the least score).",
+        "which finds them (`auto:user` in the user's messages only, `auto:0.8` with another least score).",
     )
     method: str | None = Field(
         None, max_length=1000, description="A method and its options, as in `directer` or `spotlight:target=0.3`."
