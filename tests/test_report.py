@@ -1,5 +1,6 @@
 """Reports: the numbers in figures and tables, what is called noise, which runs are shards, and text that stays text."""
 
+import itertools
 import json
 import re
 from collections.abc import Sequence
@@ -234,6 +235,45 @@ def test_other_methods_on_the_same_prompts_are_one_run_at_one_commit_only() -> N
     assert list(only(made({"none": HALF}), made({"directer": MORE})).entries) == ["none", "directer"]
     apart = only(made({"none": HALF}), made({"directer": MORE}, commit="def"))
     assert list(apart.entries) == ["none · commit abc", "directer · commit def"]
+
+
+def test_shards_and_methods_are_one_run_in_any_order() -> None:
+    """Two methods on two shards, a third on the same shards later: one run, whichever folder is named first."""
+    first = [made({"none": HALF[:20], "directer": MORE[:20]}), made({"none": HALF[20:], "directer": MORE[20:]}, 20)]
+    later = [made({"spotlight": MORE[:20]}), made({"spotlight": MORE[20:]}, 20)]
+    texts = set()
+    for order in itertools.permutations([*first, *later]):
+        found = only(*order)
+        assert set(found.entries) == {"none", "directer", "spotlight"}
+        assert all(len(entry.records) == 40 for entry in found.entries.values())
+        assert {a.label for a, _ in found.against_none} == {"directer", "spotlight"}
+        texts.add(report.markdown([found]))
+    assert len(texts) == 1
+    assert "Not compared" not in texts.pop()
+
+
+def test_whole_run_takes_methods_whose_run_was_sharded() -> None:
+    shards = [made({"none": HALF[:20]}), made({"none": HALF[20:]}, 20)]
+    for order in itertools.permutations([*shards, made({"directer": MORE})]):
+        assert list(only(*order).entries) == ["none", "directer"]
+
+
+def test_shards_of_one_commit_belong_together() -> None:
+    """A shard that was run at two commits joins the shard of its own."""
+    old, new = made({"none": HALF[:20]}, commit="abc"), made({"none": MORE[:20]}, commit="def")
+    for order in itertools.permutations([old, new, made({"none": MORE[20:]}, 20, commit="def")]):
+        assert sorted(len(run.settings["keys"]) for run in only(*order).runs) == [20, 40]
+        assert {run.header["commit"] for run in only(*order).runs} == {"abc", "def"}
+
+
+def test_a_method_without_none_is_named() -> None:
+    apart = only(made({"none": HALF, "directer": MORE}), made({"spotlight": MORE}, commit="def"))
+    assert [entry.method for entry in apart.unpaired] == ["spotlight"]
+    assert "**Not compared with `none`**: spotlight · commit def" in report.markdown([apart])
+    run = made({"none": HALF, "directer": MORE})
+    run.records["none"] = {key: run.records["none"][key] for key in ("0", "1")}
+    run.records["directer"] = {key: run.records["directer"][key] for key in ("2", "3")}
+    assert [entry.method for entry in only(run).unpaired] == ["directer"]
 
 
 def test_different_runs_are_compared() -> None:

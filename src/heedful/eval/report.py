@@ -110,6 +110,12 @@ def _warnings(comparison: Comparison) -> list[str]:
         told.append(
             f"**Not finished**: {escape(', '.join(short))} prompts. Scores of different prompts do not compare."
         )
+    if alone := [entry.label for entry in comparison.unpaired]:
+        told.append(
+            f"**Not compared with `{BASELINE}`**: {escape(', '.join(alone))}. There is no `{BASELINE}` of the same run "
+            "on the same prompts; runs of other methods on the same prompts are joined where settings, commit, "
+            "versions and batch are the same."
+        )
     left_out = {where: why for run in comparison.runs for where, why in run.settings["left_out"].items()}
     if left_out:
         where, why = next(iter(left_out.items()))
