@@ -13,6 +13,7 @@ from heedful import journal
 from heedful.cli import app
 from heedful.errors import OptionError
 from heedful.eval import charts, figures, page, paired, report, runs, tables, times
+from heedful.eval.lifbench import SUBTASKS
 from heedful.eval.run import file_name
 from heedful.eval.runs import Comparison, Run
 
@@ -163,6 +164,77 @@ def test_speed_names_batch_and_hardware(tmp_path: Path) -> None:
     assert found.series == {"cpu": [charts.Bar(200.0)]}
     assert "batch 8\ncpu" in found.unit
     assert lines(tables.speed(comparison), "none") == [["none", "200.0", "400", "2", "8", "cpu"]]
+
+
+def lifbench_run(scores: dict[str, dict[str, Sequence[float]]]) -> Run:
+    """A run of LIFBench: by method and subtask, what the rows scored."""
+    subtasks = next(iter(scores.values()))
+    keys = [f"{subtask}:{at}" for subtask, found in subtasks.items() for at in range(len(found))]
+    flat = {method: [one for found in of.values() for one in found] for method, of in scores.items()}
+    run = made(flat, task="lifbench", primary="score", keys=keys, prompts={})
+    for method, records in run.records.items():
+        told = {}
+        for key, (had, _) in zip(keys, (each["points"]["strict"] for each in records.values()), strict=True):
+            subtask = key.partition(":")[0]
+            points = {name: [had, 1.0] for name in ("score", SUBTASKS[subtask].group, subtask, "fidelity")}
+            told[key] = record(key, had) | {"points": points}
+        run.records[method] = told
+    return run
+
+
+def test_lifbench_averages_subtasks_by_their_points() -> None:
+    """By hand: single 4 points, multi 10, repeat 14; ten rows of the first do not outweigh two of the others."""
+    single, multi, repeat = "list-single_query_id", "list-multi_query_id", "onedoc-repeat"
+    plain = {single: [1.0] * 10, multi: [0.0, 0.5], repeat: [0.2]}
+    better = {single: [1.0] * 9 + [0.0], multi: [0.5, 1.0], repeat: [0.2]}
+    found = only(lifbench_run({"none": plain, "directer": better}))
+    means = {name: mean.value for name, mean in found.scores["none"].items()}
+    assert means["list"] == pytest.approx((4 * 1.0 + 10 * 0.25) / 14)
+    assert means["score"] == pytest.approx((4 * 1.0 + 10 * 0.25 + 14 * 0.2) / 28)
+    assert means[multi] == 0.25
+    assert means["fidelity"] == pytest.approx((10 * 1.0 + 0.5 + 0.2) / 13)  # a judge's, no score of LIFBench
+    (versus,) = tables.versus(found.against_none, "score")
+    assert versus.found.difference.value == pytest.approx((4 * -0.1 + 10 * 0.5) / 28)
+    assert (versus.found.fixed, versus.found.broken) == (2, 1)
+    rows = lines(tables.parts(found), "")
+    assert rows[2][0].startswith("none, unweighted")
+    assert rows[2][1].startswith(f"{100 * (1 + 0.25 + 0.2) / 3:.1f} [")
+    assert [row[1] for row in rows[-2:]] == [f"{100 * (10 * 0.1 + 14 * 0.117) / 28:.1f}", f"{100 * 0.217 / 3:.1f}"]
+    text = report.markdown([found])
+    assert "### Over parts of the task" in text
+    assert text.count("a refusal") == 2
+    assert report.summary([found])["lifbench"]["none"]["score"] == means["score"]
+
+
+def test_lifbench_intervals_draw_within_subtasks() -> None:
+    """Where every subtask's rows scored alike, no draw can change a mean, though the subtasks differ."""
+    plain = {"list-single_query_id": [1.0] * 10, "onedoc-qa": [0.0] * 10}
+    found = only(lifbench_run({"none": plain})).scores["none"]["score"]
+    assert (found.low, found.value, found.high) == pytest.approx((4 / 9, 4 / 9, 4 / 9))
+    two = {"list-single_query_id": [1.0, 0.0] * 20, "list-offset_query_id": [1.0, 0.0] * 20}
+    apart = only(lifbench_run({"none": two})).scores["none"]
+    # Of two parts that are drawn apart the mean varies less, by 1 / sqrt(2).
+    widths = [apart[name].high - apart[name].low for name in ("score", "list-single_query_id")]
+    assert widths[0] / widths[1] == pytest.approx(2**-0.5, abs=0.05)
+
+
+def test_what_a_refusal_scores_of_all_subtasks_is_told_by_the_rubric() -> None:
+    one = {subtask: [0.5] for subtask in SUBTASKS}
+    assert lines(tables.parts(only(lifbench_run({"none": one}))), "*a refusal*, weighted")[0][1] == "8.4"
+
+
+def test_speed_of_shards_is_told_for_one_process_and_for_all() -> None:
+    """400 tokens in 2 seconds and 200 in 2: 150 a process, 300 side by side; a method of one part has no sum."""
+    found = only(made({"none": HALF}), made({"none": HALF[:20], "directer": HALF[:20]}, 40))
+    text = tables.speed(found)
+    assert lines(text, "method")[0][:4] == ["method", "tokens/s", "sum over shards", "tokens"]
+    assert lines(text, "none") == [["none", "150.0", "300.0 over 2", "600", "4", "8", "cpu"]]
+    assert lines(text, "directer") == [["directer", "100.0", "–", "200", "2", "8", "cpu"]]
+    three = only(*(made({"none": HALF[:20]}, first) for first in (0, 20, 40)))
+    assert lines(tables.speed(three), "none")[0][1:3] == ["100.0", "300.0 over 3"]
+    bars = charts.speed(three)
+    assert bars is not None
+    assert "of one process" in bars.unit
 
 
 def test_times_add_up_over_sessions_and_machines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

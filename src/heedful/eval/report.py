@@ -18,6 +18,12 @@ NOISE = (
     f"bootstrap 95 % interval excludes 0, p < {LEVEL}, and both point the same way. All else lies inside the noise."
 )
 
+PARTS = (
+    "The scores above are means over the parts of the task that have rows, weighted by what a perfect answer to each "
+    "earns; intervals resample prompts within each part, and differences are weighted alike. A refusal: what an answer "
+    "that only declines scores by these rules."
+)
+
 
 def write(folder: Path, found: Sequence[Comparison]) -> Path:
     """Writes `report.md`, `report.html`, `figures/` and `summary.json`; gives the first one's path.
@@ -62,6 +68,7 @@ def _section(comparison: Comparison, drawn: Mapping[str, Drawn]) -> str:
         "prompts scored alike.",
         tables.scores(comparison),
         _figure(drawn, "accuracy"),
+        *_titled("Over parts of the task", PARTS, tables.parts(comparison)),
         *_differences(comparison),
         *judged.section({escape(label): entry.records for label, entry in comparison.entries.items()}, tables.table),
         *_titled("Over seeds", "Mean ± standard deviation over seeds.", tables.seeds(comparison)),
@@ -73,8 +80,9 @@ def _section(comparison: Comparison, drawn: Mapping[str, Drawn]) -> str:
         tables.texts(comparison),
         *_titled(
             "Speed",
-            "Tokens over wall seconds of generating: prefill and the batch that empties at the end count, judging does "
-            "not. Methods ran one after the other: what else the machine did is in these numbers.",
+            "Of one process: tokens over wall seconds of generating. Prefill and the batch that empties at the end "
+            "count, judging does not. Methods ran one after the other: what else the machine did is in these numbers. "
+            "Sum over shards: their speeds added up, which is that of all of them if they ran side by side.",
             tables.speed(comparison),
             _figure(drawn, "speed"),
         ),

@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from heedful.errors import OptionError
-from heedful.eval import judged, times
+from heedful.eval import criteria, judged, times
 from heedful.eval.paired import BASELINE, Mean, Points, baseline_of, mean
 from heedful.eval.run import read_answers, read_header
+from heedful.eval.tasks import TASKS, Parts
+from heedful.eval.times import Times
 from heedful.provenance import both
 
 DEFAULT = "directer"
@@ -24,11 +26,18 @@ NOT_SETTINGS = ("methods", "keys", "prompts", "left_out")
 
 @dataclass(frozen=True)
 class Run:
-    """One task's run: its header, each method's records by key, and how long they took."""
+    """One task's run: its header, each method's records by key, and how long they took; `part_times`: how long each of
+    the runs took that were joined to this one, none where it is one by itself."""
 
     header: dict[str, Any]
     records: dict[str, Records]
-    times: times.Times = field(default_factory=dict)
+    times: Times = field(default_factory=dict)
+    part_times: tuple[Times, ...] = ()
+
+    def rates(self, method: str, hardware: str) -> list[float]:
+        """Tokens a second of each part of the run that the method ran in on such a machine."""
+        spent = [part.get(method, {}).get(hardware) for part in self.part_times or (self.times,)]
+        return [one.rate for one in spent if one is not None and one.seconds]
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -84,9 +93,22 @@ class Entry:
         """How many prompts the run was to answer."""
         return len(self.run.settings["keys"])
 
+    @property
+    def parts(self) -> Parts | None:
+        """What the task's metrics are averaged over, where that is not its rows."""
+        task = TASKS.get(self.run.settings["task"])
+        return None if task is None else task.parts
+
     def points(self, metric: str) -> dict[str, tuple[float, float]]:
         """A metric's points by example."""
         return self.run.points(self.method, metric)
+
+    def strata(self, metric: str) -> dict[str, tuple[str, float]]:
+        """By example, the part of the task that it belongs to, and its weight; none where rows are averaged."""
+        if self.parts is None or metric in criteria.CRITERIA:
+            return {}
+        names = {key: self.parts.of(key) for key in self.records}
+        return {key: (name, self.parts.weights[name]) for key, name in names.items()}
 
 
 @dataclass(frozen=True)
@@ -127,10 +149,12 @@ class Comparison:
     @cached_property
     def scores(self) -> dict[str, dict[str, Mean]]:
         """The mean of each metric with its interval, by entry and metric, where there is any."""
-        return {
-            label: {m: mean(points) for m in self.metrics if (points := entry.points(m))}
-            for label, entry in self.entries.items()
-        }
+        found: dict[str, dict[str, Mean]] = {label: {} for label in self.entries}
+        for metric in self.metrics:  # one metric after the other: its resamples serve every entry
+            for label, entry in self.entries.items():
+                if points := entry.points(metric):
+                    found[label][metric] = mean(points, entry.strata(metric))
+        return found
 
     @property
     def against_none(self) -> list[tuple[Entry, Entry]]:
@@ -291,7 +315,8 @@ def _joined(first: Run, second: Run) -> Run:
     names = sorted(dict.fromkeys([*first.records, *second.records]), key=lambda name: name.split("@")[0] != BASELINE)
     records = {name: {**first.records.get(name, {}), **second.records.get(name, {})} for name in names}
     header = {**first.header, **named, "versions": versions, "settings": settings, "started": started}
-    return Run(header, records, times.added(first.times, second.times))
+    parts = (*(first.part_times or (first.times,)), *(second.part_times or (second.times,)))
+    return Run(header, records, times.added(first.times, second.times), parts)
 
 
 def _compared(task: str, listed: list[Run]) -> Comparison:

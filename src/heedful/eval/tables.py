@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import re
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from heedful.eval.paired import LEVEL, Mean, Paired, holm, paired
+from heedful.eval.paired import LEVEL, Mean, Paired, holm, mean, paired
 from heedful.eval.runs import Comparison, Entry, shared_points
-from heedful.eval.times import Time
 
 TEXT_FIGURES = ("perplexity", "words", "distinct_2", "repetition")
 SPECIAL = re.compile(r"[\\`*\[\]<>|~&$]|(?<![^\W_])_|_(?![^\W_])")
@@ -36,7 +35,11 @@ class Versus:
 def versus(pairs: Sequence[tuple[Entry, Entry]], metric: str) -> list[Versus]:
     """Each pair's difference where they share a prompt; p by McNemar, corrected by Holm over all that are returned."""
     points = [(entry, baseline, *shared_points(entry, baseline, metric)) for entry, baseline in pairs]
-    found = [(entry, baseline, paired(ours, theirs)) for entry, baseline, ours, theirs in points if ours]
+    found = [
+        (entry, baseline, paired(ours, theirs, entry.strata(metric)))
+        for entry, baseline, ours, theirs in points
+        if ours
+    ]
     corrected = holm([each.p_value for _, _, each in found])
     return [Versus(*each, p_value) for each, p_value in zip(found, corrected, strict=True)]
 
@@ -65,6 +68,33 @@ def scores(comparison: Comparison) -> str:
         for label, means in comparison.scores.items()
     ]
     return table(["method", *map(escape, comparison.metrics)], rows)
+
+
+def parts(comparison: Comparison) -> str:
+    """Unweighted means over the task's parts, and what a refusal scores on those parts. Empty for any other task."""
+    entries = list(comparison.entries.items())
+    known = entries[0][1].parts if entries else None
+    if known is None:
+        return ""
+    metrics = [metric for metric in known.metrics if metric in comparison.metrics]
+    rows = []
+    for label, entry in entries:
+        alike = {metric: {key: (name, 1.0) for key, (name, _) in entry.strata(metric).items()} for metric in metrics}
+        found = {metric: points for metric in metrics if (points := entry.points(metric))}
+        cells = [interval(mean(found[m], alike[m])) if m in found else "–" for m in metrics]
+        rows.append([f"{escape(label)}, unweighted", *cells])
+    for told, weights in (("weighted", known.weights), ("unweighted", dict.fromkeys(known.weights, 1.0))):
+        floors = [_floor([entry for _, entry in entries], metric, weights) for metric in metrics]
+        rows.append([f"*a refusal*, {told}", *floors])
+    return table(["", *map(escape, metrics)], rows)
+
+
+def _floor(entries: Sequence[Entry], metric: str, weights: Mapping[str, float]) -> str:
+    """What a refusal scores in a metric, over the parts that any of `entries` has rows of."""
+    names = {e.parts.of(key) for e in entries if e.parts is not None for key in e.points(metric)}
+    total = sum(weights[name] for name in names)
+    floors = entries[0].parts.floors if entries[0].parts is not None else {}
+    return f"{100 * sum(weights[name] * floors.get(name, 0.0) for name in names) / total:.1f}"
 
 
 def differences(pairs: Sequence[tuple[Entry, Entry]], metric: str) -> str:
@@ -135,20 +165,21 @@ STEPS = ("gated", "accepted", "rejected", "changed")
 
 
 def speed(comparison: Comparison) -> str:
-    """Tokens a second, by method and machine. Empty where no time was kept."""
-    rows = [
-        [escape(label), f"{rate(spent):.1f}", *map(escape, (spent.tokens, round(spent.seconds), batch, hardware))]
-        for label, entry in comparison.entries.items()
-        for batch in [entry.run.settings["batch"]]
-        for hardware, spent in entry.run.times.get(entry.method, {}).items()
-        if spent.seconds
-    ]
-    return table(["method", "tokens/s", "tokens", "seconds", "batch", "hardware"], rows) if rows else ""
-
-
-def rate(spent: Time) -> float:
-    """Tokens a second."""
-    return spent.tokens / spent.seconds
+    """Tokens a second of one process, by method and machine; and the sum over shards, where a run was made of several.
+    Empty where no time was kept."""
+    rows, sums = [], []
+    for label, entry in comparison.entries.items():
+        for hardware, spent in entry.run.times.get(entry.method, {}).items():
+            if spent.seconds:
+                told = (spent.tokens, round(spent.seconds), entry.run.settings["batch"], hardware)
+                rows.append([escape(label), f"{spent.rate:.1f}", *map(escape, told)])
+                rates = entry.run.rates(entry.method, hardware)
+                sums.append(f"{sum(rates):.1f} over {len(rates)}" if len(rates) > 1 else "–")
+    head = ["method", "tokens/s", "tokens", "seconds", "batch", "hardware"]
+    if any(found != "–" for found in sums):
+        head.insert(2, "sum over shards")
+        rows = [[*row[:2], found, *row[2:]] for row, found in zip(rows, sums, strict=True)]
+    return table(head, rows) if rows else ""
 
 
 def interval(found: Mean, sign: str = "") -> str:
