@@ -314,6 +314,22 @@ def test_one_bad_row_never_stops_a_run(
     assert all(found.points("directer", metric)["long"] == (0.0, 1.0) for metric in ("joint", "format", "task"))
 
 
+def test_failed_rows_are_asked_again_where_that_is_wanted(
+    lm: heedful.LM, file: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
+    path = tmp_path / "gsm8k-format" / "none.jsonl"
+    records = run.read_records(path)
+    records["4"] = {"key": "4", "failed": "the disk was odd", "text": "", "points": {"joint": [0.0, 1.0]}}
+    journal.rewrite(path, records.values())
+    monkeypatch.setattr("heedful.cli.options.load_quietly", lambda *_: lm)
+    command = ["eval", "gsm8k-format", "--data", str(file), "-n", "6", "--batch", "3", "--out", str(tmp_path)]
+    app([*command, "--resume"], standalone_mode=False)
+    assert run.read_records(path) == records
+    app([*command, "--retry-failed"], standalone_mode=False)
+    assert answers(tmp_path) == answers(whole)
+
+
 def test_seeds(lm: heedful.LM, file: Path, tmp_path: Path) -> None:
     for out in (tmp_path / "one", tmp_path / "other"):
         run.run(lm, plan(file, out, "none,static", max_new_tokens=4, sampling=heedful.Sampling(0.9), num_seeds=2))

@@ -412,6 +412,43 @@ def test_rows_that_failed_only(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "figures").iterdir()] == ["made-up-accuracy.svg"]
 
 
+def failing(run: Run, method: str, keys: Sequence[str]) -> Run:
+    for key in keys:
+        gone = {"key": key, "failed": "overflow", "text": "", "points": {"strict": [0.0, 1.0]}}
+        run.records[method][key] = gone
+    return run
+
+
+def test_failures_are_neither_fixed_nor_broken() -> None:
+    """Five of the baseline's right answers are failures of the method: told, in the mean, in no pair."""
+    run = failing(made({"none": MORE, "directer": MORE}), "directer", [str(at) for at in range(5)])
+    found = only(run)
+    (each,) = tables.versus(found.against_none, "strict")
+    assert (each.found.fixed, each.found.broken, each.num_failed) == (0, 0, 5)
+    assert each.found.difference.count == 35
+    assert found.scores["directer"]["strict"].value == pytest.approx(25 / 40)
+    text = report.markdown([found])
+    assert "**5 rows failed** (directer 5 of 40)" in text
+    (score, versus, *_) = lines(text, "directer")
+    assert score[-1] == "5"
+    assert versus[2:] == ["35", "0", "0", "1.000", "5", "inside the noise"]
+    assert "failed" not in lines(report.markdown([only(made({"none": MORE, "directer": MORE}))]), "method")[0]
+
+
+def test_a_gain_that_failures_take_back_is_noise() -> None:
+    """12 fixed and none broken among the answers, 20 failures where the baseline was right."""
+    plain, ours = [0.0] * 12 + [1.0] * 28, [1.0] * 40
+    gained = only(made({"none": plain, "directer": ours}))
+    assert not tables.versus(gained.against_none, "strict")[0].is_noise
+    lost = only(failing(made({"none": plain, "directer": ours}), "directer", [str(at) for at in range(12, 32)]))
+    (each,) = tables.versus(lost.against_none, "strict")
+    assert (each.found.fixed, each.found.broken) == (12, 0)
+    assert not each.found.is_noise
+    assert each.is_noise
+    gone = failing(made({"none": plain, "directer": ours}), "directer", [str(at) for at in range(40)])
+    assert [entry.method for entry in only(gone).unpaired] == ["directer"]
+
+
 def test_no_answers_at_all(tmp_path: Path) -> None:
     text = report.write(tmp_path, [only(made({"none": []}))]).read_text()
     assert "Prompts answered: none" in text

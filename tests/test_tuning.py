@@ -78,7 +78,7 @@ def test_the_best_setting_wins_on_rows_it_never_saw(
     written = json.loads((tmp_path / "tuned.json").read_text())
     assert set(written) == {"method", "model", "search", "held_out"}
     assert set(written["search"]) == {field.name for field in dataclasses.fields(Settings)}
-    assert set(written["held_out"]) == {"rows", "scores", "against"}
+    assert set(written["held_out"]) == {"rows", "scores", "failed", "against"}
     assert set(written["held_out"]["scores"]) == {"none", "directer", tuned.method}
     assert set(written["held_out"]["against"]) == {"none", "directer"}
     assert set(written["held_out"]["against"]["none"]) == {"difference", "fixed", "broken", "p_value", "p_holm"}
@@ -241,21 +241,38 @@ def test_a_prompt_that_is_too_long_is_told_of_first(lm: heedful.LM, file: Path, 
         Tuner(lm, settings(file, max_new_tokens=9000), tmp_path / "tuned.json")
 
 
-def test_a_metric_that_fails_is_one_line(
+def test_an_answer_that_fails_is_told_and_ends_no_search(
     lm: heedful.LM, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fails(row: data.Record, text: str) -> float:
-        if row.number == 1 + tuner.search_rows[1]:
-            raise ZeroDivisionError("no words")
-        return 0.0
+    """The metric trips over one row's answers, and one answer overflows: 0, named, the same after a resume."""
+    monkeypatch.setattr("heedful.cli.options.load_quietly", lambda *_: lm)
+    scripted(monkeypatch, is_thirty)
+    out = tmp_path / "tuned.json"
+    tuner = Tuner(lm, settings(file), out)
+    strange, held_out = 1 + tuner.search_rows[0], 1 + tuner.test_rows[0]
 
-    scripted(monkeypatch, lambda method: False)
-    tuner = Tuner(lm, settings(file), tmp_path / "tuned.json")
+    def fails(row: data.Record, text: str) -> float:
+        if row.number in (strange, held_out):
+            raise ZeroDivisionError("no words")
+        return float(text == "yes")
+
     tuner.book.metric = fails
-    number = 1 + tuner.search_rows[1]
-    with pytest.raises(DataError, match=rf"fails on an answer to line {number} of .*ZeroDivisionError\('no words'\)"):
-        tuner.run(4)
-    assert len(Tuner(lm, settings(file), tmp_path / "tuned.json").book.scores) == len(tuner.candidates)
+    tuned = tuner.run(4)
+    assert is_thirty(parse_method(tuned.method))
+    assert tuned.failed == {"none": 1, "directer": 1, tuned.method: 1}
+    assert tuned.scores[tuned.method].value == pytest.approx(23 / 24)
+    told = tuner.book.told_failed
+    assert f"the metric fails on an answer to line {strange} of {file}: ZeroDivisionError('no words')" in told
+    assert json.loads(out.read_text())["held_out"]["failed"] == tuned.failed
+    again = Tuner(lm, settings(file), out)
+    assert again.num_answers == 0
+    assert again.book.failed == tuner.book.failed
+    assert again.run(4) == tuned
+    monkeypatch.undo()
+    books = Tuner(lm, settings(file), tmp_path / "other.json").book
+    books._judge(("none", 0), heedful.NumericError("not finite"))
+    assert books.scores["none", 0] == 0.0
+    assert books.failed["none", 0] == f"line 1 of {file}: not finite"
 
 
 def test_too_few_rows(lm: heedful.LM, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import itertools
 import json
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +113,8 @@ class Tuned:
     scores: dict[str, Mean]
     against: dict[str, Paired]
     """The method found against `none`, and against Directer as it is by default."""
+    failed: dict[str, int] = field(default_factory=dict)
+    """How many of each one's answers failed; they are no point in all of these."""
 
     @property
     def p_values(self) -> dict[str, float]:
@@ -201,6 +203,7 @@ class Tuner:
             num_held_out=len(self.test_rows),
             scores={name: mean(found) for name, found in points.items()},
             against={name: paired(points[best], points[name]) for name in (NONE, DEFAULT) if name != best},
+            failed={name: sum((name, row) in self.book.failed for row in self.test_rows) for name in finalists},
         )
 
     def _write(self, tuned: Tuned) -> None:
@@ -211,6 +214,7 @@ class Tuner:
             "held_out": {
                 "rows": tuned.num_held_out,
                 "scores": {name: asdict(score) for name, score in tuned.scores.items()},
+                "failed": tuned.failed,
                 "against": {
                     name: {**asdict(found), "p_holm": tuned.p_values[name]} for name, found in tuned.against.items()
                 },

@@ -73,6 +73,9 @@ def run_tasks(
     seeds: Annotated[int, typer.Option(help="Runs of each method, where tokens are drawn.")] = 3,
     batch: Annotated[int, typer.Option(help="Answers at a time.")] = 32,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run that --out holds.")] = False,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="--resume, and ask rows that failed again.")] = (
+        False
+    ),
     ray: options.RayAddress = None,
     replicas: options.Replicas = 1,
     cpus: options.Cpus = None,
@@ -106,10 +109,10 @@ def run_tasks(
         plans.append(run.Plan(TASKS[name], found, named, out, batch, max_new_tokens, failed, sampling, seeds, spans))
     judging = judge.opened(judge_url, judge_model, given, plans[0].variants)
     if ray is None:
-        _run_all(console, *_here(model, device, dtype), plans, judging, resume)
+        _run_all(console, *_here(model, device, dtype), plans, judging, resume, retry_failed)
     else:
         with connected(ray):
-            _run_all(console, *_there(model, device, dtype, replicas, cpus), plans, judging, resume)
+            _run_all(console, *_there(model, device, dtype, replicas, cpus), plans, judging, resume, retry_failed)
     print(report.write(out, runs.gather(runs.read(out))))
 
 
@@ -133,13 +136,19 @@ def _there(model: str | None, device: str, dtype: str, replicas: int, cpus: floa
     return pool.facts, partial(evaluation.answer, pool)
 
 
-def _run_all(console: Console, facts: Any, runner: Runner, plans: list[Any], judging: Any, resume: bool) -> None:
+def _run_all(
+    console: Console, facts: Any, runner: Runner, plans: list[Any], judging: Any, resume: bool, retry_failed: bool
+) -> None:
     from heedful.eval import run
+
+    resume = resume or retry_failed
 
     for plan in plans:  # before the first answer: one that is refused later would end hours of work
         run.checked(facts, plan, resume=resume)
     for plan in plans:
         run.begin(facts, plan, resume=resume)
+        if retry_failed and (count := run.forget_failed(plan)):
+            console.print(f"{plan.task.name}: {count} rows that failed are asked again", markup=False)
     for plan in plans:
         _run_one(console, runner, plan)
         if judging is not None:

@@ -52,6 +52,8 @@ def pasta(
                 task, completed=now.done, total=now.total, description="screening" if now.is_screen else "scoring"
             ),
         )
+    if profiler.book.failed:
+        console.print(profiler.book.told_failed, style="yellow", markup=False)
     best = sorted(profile.scores.items(), key=lambda item: (-item[1], item[0]))[:5]
     console.print(f"plain {profile.plain:.3f}; best heads alone: " + ", ".join(f"{h} {s:.3f}" for h, s in best))
     print(out)

@@ -48,6 +48,8 @@ def command(
             batch, lambda now: bar.update(task, completed=now.done, total=now.total, description=now.stage)
         )
         bar.update(task, completed=bar.tasks[task].total)
+    if tuner.book.failed:
+        console.print(tuner.book.told_failed, style="yellow", markup=False)
     shown = Console(highlight=False)
     shown.print(_table(tuned))
     shown.print(Text(verdict(tuned)))
@@ -66,6 +68,9 @@ def _table(tuned: Tuned) -> Table:
             row += [f"{gain.value:+.3f} [{gain.low:+.3f}, {gain.high:+.3f}]", str(found.fixed), str(found.broken)]
             row.append(f"{tuned.p_values[name]:.3f}")
         table.add_row(*map(Text, row))
+    if any(tuned.failed.values()):
+        counts = ", ".join(f"{name} {count}" for name, count in tuned.failed.items() if count)
+        table.caption = f"failed, and no point here: {counts}"
     return table
 
 

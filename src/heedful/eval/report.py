@@ -10,7 +10,7 @@ from heedful.errors import OptionError
 from heedful.eval import figures, judged, page, tables
 from heedful.eval.figures import Drawn
 from heedful.eval.paired import BASELINE, LEVEL
-from heedful.eval.runs import DEFAULT, Comparison, Run, short_commit
+from heedful.eval.runs import DEFAULT, Comparison, Entry, Run, short_commit
 from heedful.eval.tables import escape
 
 NOISE = (
@@ -128,12 +128,21 @@ def _warnings(comparison: Comparison) -> list[str]:
     if left_out:
         where, why = next(iter(left_out.items()))
         told.append(f"**{len(left_out)} lines of the data were left out**; the first, {escape(where)}: {escape(why)}")
-    failures = [(e, r) for e in entries for r in e.records.values() if "failed" in r]
-    if failures:
-        entry, first = failures[0]
-        where = escape(f"{entry.label}, {first['key']}: {first['failed']}")
-        told.append(f"**{len(failures)} rows failed** and score nothing; the first, {where}")
-    return told
+    return [*told, *_failures(list(entries))]
+
+
+def _failures(entries: Sequence[Entry]) -> list[str]:
+    failing = [entry for entry in entries if entry.failed]
+    if not failing:
+        return []
+    first = next(record for record in failing[0].records.values() if "failed" in record)
+    where = escape(f"{failing[0].label}, {first['key']}: {first['failed']}")
+    counts = escape(", ".join(f"{entry.label} {len(entry.failed)} of {len(entry.records)}" for entry in failing))
+    return [
+        f"**{sum(len(entry.failed) for entry in failing)} rows failed** ({counts}): they could not be asked, answered "
+        "or judged. They stay in the means as no point; paired comparisons leave their prompts out, and call a "
+        f"difference better or worse only if it holds with them as no point too. The first, {where}"
+    ]
 
 
 def _differences(comparison: Comparison) -> list[str]:

@@ -124,6 +124,22 @@ def opened(plan: Plan, name: str) -> Records | None:
     return done
 
 
+def forget_failed(plan: Plan) -> int:
+    """Takes the rows that failed out of the records of every variant, so that they are asked again; how many there
+    were."""
+    count = 0
+    for name in plan.variants:
+        final, part = plan.folder / file_name(name), part_of(plan, name)
+        records = read_records(final if final.exists() else part)
+        kept = {key: record for key, record in records.items() if "failed" not in record}
+        if len(kept) < len(records):
+            count += len(records) - len(kept)
+            with journal.kept(part):
+                journal.rewrite(part, kept.values())
+                final.unlink(missing_ok=True)
+    return count
+
+
 def finish(plan: Plan, name: str, done: Records) -> None:
     """Puts the variant's records, of which none may be missing, into the order of the data."""
     part = part_of(plan, name)

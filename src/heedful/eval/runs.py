@@ -67,6 +67,11 @@ class Entry:
         """The answers by key."""
         return self.run.records[self.method]
 
+    @cached_property
+    def failed(self) -> set[str]:
+        """The keys of rows that could not be asked or judged."""
+        return {key for key, record in self.records.items() if "failed" in record}
+
     @property
     def answered(self) -> list[dict[str, Any]]:
         """The answers but for rows that failed."""
@@ -169,9 +174,14 @@ class Comparison:
 
     @property
     def unpaired(self) -> list[Entry]:
-        """The steered entries that nothing can be said of against `none`: their run has none, or on other prompts."""
+        """The steered entries that nothing can be said of against `none`: their run has none, or none on the same
+        prompts, failed rows aside."""
         entries = [entry for entry in self.entries.values() if entry.method.partition("@")[0] != BASELINE]
-        paired = {entry.label for entry, plain in self.against_none if entry.records.keys() & plain.records.keys()}
+        paired = {
+            entry.label
+            for entry, plain in self.against_none
+            if (entry.records.keys() - entry.failed) & (plain.records.keys() - plain.failed)
+        }
         return [entry for entry in entries if entry.label not in paired]
 
     @property

@@ -19,28 +19,36 @@ SEED = re.compile(r"@\d+$|(=random):\d+")
 
 @dataclass(frozen=True)
 class Versus:
-    """One entry against another on the prompts that both answered, its p-value corrected for those beside it."""
+    """One entry against another on the prompts that both answered, its p-value corrected for those beside it.
+
+    `num_failed`: prompts left out, as one of the two has no answer. `counted`: the same with these as no point.
+    """
 
     entry: Entry
     baseline: Entry
     found: Paired
+    counted: Paired
+    num_failed: int
     p_value: float
 
     @property
     def is_noise(self) -> bool:
-        """Whether the interval holds 0, or the corrected p-value is too large."""
-        return self.found.is_noise or self.p_value >= LEVEL
+        """Whether the interval holds 0, the corrected p-value is too large, or failures would take it all back."""
+        is_kept = self.found.difference.value * self.counted.difference.value > 0 and not self.counted.is_noise
+        return self.found.is_noise or self.p_value >= LEVEL or not is_kept
 
 
 def versus(pairs: Sequence[tuple[Entry, Entry]], metric: str) -> list[Versus]:
     """Each pair's difference where they share a prompt; p by McNemar, corrected by Holm over all that are returned."""
-    points = [(entry, baseline, *shared_points(entry, baseline, metric)) for entry, baseline in pairs]
-    found = [
-        (entry, baseline, paired(ours, theirs, entry.strata(metric)))
-        for entry, baseline, ours, theirs in points
-        if ours
-    ]
-    corrected = holm([each.p_value for _, _, each in found])
+    found = []
+    for entry, baseline in pairs:
+        ours, theirs = shared_points(entry, baseline, metric)
+        failed = (entry.failed | baseline.failed) & ours.keys()
+        if ours.keys() - failed:
+            strata = entry.strata(metric)
+            answered = paired({key: pair for key, pair in ours.items() if key not in failed}, theirs, strata)
+            found.append((entry, baseline, answered, paired(ours, theirs, strata), len(failed)))
+    corrected = holm([each[2].p_value for each in found])
     return [Versus(*each, p_value) for each, p_value in zip(found, corrected, strict=True)]
 
 
@@ -62,12 +70,13 @@ def runs(comparison: Comparison) -> str:
 
 
 def scores(comparison: Comparison) -> str:
-    """Every metric of every entry."""
-    rows = [
-        [escape(label), *(interval(means[m]) if m in means else "–" for m in comparison.metrics)]
-        for label, means in comparison.scores.items()
-    ]
-    return table(["method", *map(escape, comparison.metrics)], rows)
+    """Every metric of every entry, and how many of its rows failed where any did."""
+    counts = [len(entry.failed) for entry in comparison.entries.values()]
+    rows = []
+    for (label, means), count in zip(comparison.scores.items(), counts, strict=True):
+        cells = [interval(means[m]) if m in means else "–" for m in comparison.metrics]
+        rows.append([escape(label), *cells, *([str(count)] if any(counts) else [])])
+    return table(["method", *map(escape, comparison.metrics), *(["failed rows"] if any(counts) else [])], rows)
 
 
 def parts(comparison: Comparison) -> str:
@@ -99,15 +108,18 @@ def _floor(entries: Sequence[Entry], metric: str, weights: Mapping[str, float]) 
 
 def differences(pairs: Sequence[tuple[Entry, Entry]], metric: str) -> str:
     """One metric's paired differences; what is bold lies outside the noise. Empty where no pair shares a prompt."""
-    rows = []
-    for each in versus(pairs, metric):
+    found, rows = versus(pairs, metric), []
+    has_failed = any(each.num_failed for each in found)
+    for each in found:
         verdict = (
             "inside the noise" if each.is_noise else "**better**" if each.found.difference.value > 0 else "**worse**"
         )
         cells = [_bold(interval(each.found.difference, "+"), not each.is_noise), str(each.found.difference.count)]
         counts = [str(each.found.fixed), str(each.found.broken), f"{each.p_value:.3f}"]
-        rows.append([escape(each.entry.label), *cells, *counts, verdict])
-    head = ["method", f"{escape(metric)}, difference", "prompts", "fixed", "broken", "p", "verdict"]
+        failed = [str(each.num_failed)] if has_failed else []
+        rows.append([escape(each.entry.label), *cells, *counts, *failed, verdict])
+    failed = ["failed"] if has_failed else []
+    head = ["method", f"{escape(metric)}, difference", "prompts", "fixed", "broken", "p", *failed, "verdict"]
     return table(head, rows) if rows else ""
 
 
