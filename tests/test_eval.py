@@ -315,19 +315,20 @@ def test_one_bad_row_never_stops_a_run(
 
 
 def test_failed_rows_are_asked_again_where_that_is_wanted(
-    lm: heedful.LM, file: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    lm: heedful.LM, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
+    monkeypatch.setattr("heedful.cli.options.load_quietly", lambda *_: lm)
+    command = ["eval", "gsm8k-format", "--data", str(file), "-n", "3", "--methods", "none", "--out", str(tmp_path)]
+    app(command, standalone_mode=False)
+    whole = answers(tmp_path)
     path = tmp_path / "gsm8k-format" / "none.jsonl"
     records = run.read_records(path)
     records["4"] = {"key": "4", "failed": "the disk was odd", "text": "", "points": {"joint": [0.0, 1.0]}}
     journal.rewrite(path, records.values())
-    monkeypatch.setattr("heedful.cli.options.load_quietly", lambda *_: lm)
-    command = ["eval", "gsm8k-format", "--data", str(file), "-n", "6", "--batch", "3", "--out", str(tmp_path)]
     app([*command, "--resume"], standalone_mode=False)
     assert run.read_records(path) == records
     app([*command, "--retry-failed"], standalone_mode=False)
-    assert answers(tmp_path) == answers(whole)
+    assert answers(tmp_path) == whole
 
 
 def test_seeds(lm: heedful.LM, file: Path, tmp_path: Path) -> None:
