@@ -248,6 +248,24 @@ def test_an_overflow_fails_its_row_alone(lm: heedful.LM, file: Path, tmp_path: P
     assert told[0] == told[2] or told[0].text == told[2].text
 
 
+def test_two_processes_do_not_share_a_folder(
+    lm: heedful.LM, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("heedful.cli.options.load_quietly", lambda *_: lm)
+    made = plan(file, tmp_path, "none", max_new_tokens=2)
+    run.run(lm, made)
+    before = answers(tmp_path)
+    command = ["eval", "gsm8k-format", "--data", str(file), "-n", "2", "--methods", "none", "--out", str(tmp_path)]
+    with journal.alone(tmp_path / "gsm8k-format"):
+        with pytest.raises(OptionError, match=r"another process writes to .*gsm8k-format: wait for it"):
+            run.run(lm, made, resume=True)
+        (tmp_path / "gsm8k-format" / "run.json").unlink()
+        with pytest.raises(OptionError, match=r"another process writes to .*gsm8k-format: wait for it"):
+            app(command, standalone_mode=False)
+        assert not (tmp_path / "gsm8k-format" / "run.json").exists()
+    assert answers(tmp_path) == before
+
+
 def test_going_on_elsewhere_names_both(lm: heedful.LM, file: Path, tmp_path: Path) -> None:
     run.run(lm, plan(file, tmp_path, "none", max_new_tokens=2))
     path = tmp_path / "gsm8k-format" / "run.json"

@@ -498,3 +498,10 @@ def test_few_wins_are_noise_and_seeds_have_their_own_baseline() -> None:
     wanted = list(judged._wanted(records, ["quality"]))
     assert {one.method for one in wanted} == {"ours@1"}
     assert all("b" in str(one.question) and "<a>" not in str(one.question) for one in wanted)
+
+
+def test_two_judges_do_not_share_a_folder(server: Server, tmp_path: Path) -> None:
+    folder = make_run(tmp_path, none=NONE, directer=OURS)
+    with journal.alone(folder), pytest.raises(OptionError, match="another process writes to"):
+        judged.judge_run(folder, Judge(server.url, "m"))
+    assert not server.bodies

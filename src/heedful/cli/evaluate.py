@@ -13,6 +13,7 @@ from rich.markdown import Markdown
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from typer.core import TyperGroup
 
+from heedful import journal
 from heedful.checks import whole
 from heedful.cli import judge, options
 from heedful.errors import OptionError
@@ -146,8 +147,10 @@ def _run_all(
     for plan in plans:  # before the first answer: one that is refused later would end hours of work
         run.checked(facts, plan, resume=resume)
     for plan in plans:
-        run.begin(facts, plan, resume=resume)
-        if retry_failed and (count := run.forget_failed(plan)):
+        with journal.alone(plan.folder):
+            run.begin(facts, plan, resume=resume)
+            count = run.forget_failed(plan) if retry_failed else 0
+        if count:
             console.print(f"{plan.task.name}: {count} rows that failed are asked again", markup=False)
     for plan in plans:
         _run_one(console, runner, plan)

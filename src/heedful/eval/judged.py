@@ -88,8 +88,19 @@ def judge_run(
     """Has whatever is not judged yet judged, each verdict written as it comes; `report(done, total)` counts questions.
 
     Failures of an earlier call are asked again. Raises `OptionError` where the file holds another judge's verdicts or
-    cannot be written, `JudgeError` where the judge cannot be had.
+    cannot be written, or another process writes to the folder, `JudgeError` where the judge cannot be had.
     """
+    with journal.alone(folder):
+        _judge_run(folder, judge, asked, concurrency, report)
+
+
+def _judge_run(
+    folder: Path,
+    judge: Judge,
+    asked: Sequence[str] | None,
+    concurrency: int,
+    report: Callable[[int, int], None],
+) -> None:
     header, path = read_header(folder / "run.json"), folder / FILE
     records = read_answers(folder, header)
     names = criteria_for(header["settings"]["task"], records, asked)

@@ -92,16 +92,22 @@ class Progress:
 
 def run(lm: LM, plan: Plan, *, resume: bool = False, report: Callable[[Progress], None] = lambda _: None) -> None:
     """Answers and judges whatever is missing. Raises `OptionError` where `plan.out` holds another run, or any run
-    without `resume`, and where the disk is full."""
+    without `resume`, where another process writes to it, and where the disk is full."""
     facts = facts_of(lm)
-    begin(facts, plan, resume=resume)
+    checked(facts, plan, resume=resume)  # before the folder is made
+    with journal.alone(plan.folder):
+        begin(facts, plan, resume=resume)
+        _answer(lm, plan, facts.hardware, report)
+
+
+def _answer(lm: LM, plan: Plan, hardware: str, report: Callable[[Progress], None]) -> None:
     marked = with_spans(plan)
     count = 0
     for name, variant in plan.variants.items():
         done = opened(plan, name)
         if done is None:
             continue
-        part, clock = part_of(plan, name), clock_of(plan, name, facts.hardware)
+        part, clock = part_of(plan, name), clock_of(plan, name, hardware)
         with journal.kept(part), part.open("a", encoding="utf-8") as file:
             for record in all_turns(lm, marked, variant, done, clock):
                 count += int(record.get("generated_tokens", 0))
@@ -315,7 +321,8 @@ def _digest(example: Example) -> str:
 
 
 def begin(facts: Facts, plan: Plan, *, resume: bool = False) -> None:
-    """Writes the header, that of a run which is gone on with and of this one in one. Raises as `checked` does."""
+    """Writes the header, that of a run which is gone on with and of this one in one. Raises as `checked` does; keeps no
+    other process out (`journal.alone` does)."""
     path = plan.folder / "run.json"
     wanted = checked(facts, plan, resume=resume)
     with journal.kept(path):
