@@ -17,7 +17,7 @@ import heedful
 from heedful import data, journal
 from heedful.cli import app
 from heedful.errors import HeedfulError, OptionError
-from heedful.eval import ablation, gsm8k, ifeval, paired, report, run, runs, textstats
+from heedful.eval import ablation, gsm8k, ifeval, paired, report, run, runs, seen, textstats
 from heedful.eval.tasks import TASKS, Example, examples
 from heedful.methods import parse_method, parse_methods
 
@@ -347,6 +347,67 @@ def test_failed_rows_are_asked_again_where_that_is_wanted(
     assert run.read_records(path) == records
     app([*command, "--retry-failed"], standalone_mode=False)
     assert answers(tmp_path) == whole
+
+
+SHAPE = {"name": "SmolLM2-135M-Instruct", "num_layers": 30, "num_heads": 9}
+
+
+def test_a_profile_is_not_tested_on_its_own_rows_silently(
+    lm: heedful.LM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Profiled on tagged rows of one file, run on an extract of another: told by what is asked."""
+    monkeypatch.setattr("heedful.cli.options.load_quietly", lambda *_: lm)
+    monkeypatch.setattr(ifeval, "check", lambda: None)
+    kind = {"instruction_id_list": ["punctuation:no_comma"], "kwargs": [{}]}
+    split = [{"key": at, "task": f"Name {at}.", "split_prompt": f"Name {at}. No commas.", **kind} for at in range(4)]
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(json.dumps(row) + "\n" for row in split[1:]))
+    made_on = [{"prompt": f"Name {at}. <heed>No commas.</heed>"} for at in (0, 2)]
+    heads = tmp_path / "heads.json"
+    heads.write_text('{"0": [1]}')
+    hashes = [sorted(data.hashes(row, row["prompt"])) for row in made_on]
+    (tmp_path / "heads.scores.jsonl").write_text(json.dumps({"settings": {}, "model": SHAPE, "rows": hashes}) + "\n")
+    lone = tmp_path / "lone.json"
+    lone.write_text('{"0": [2]}')
+    methods = f"none,pasta:profile={heads},pasta:profile={lone}"
+    command = ["eval", "ifeval-split", "--data", str(rows), "-n", "2", "--methods", methods]
+    app([*command, "--out", str(tmp_path / "out")], standalone_mode=False)
+    said = "".join(capsys.readouterr().err.split())  # lines are broken anywhere
+    assert f"pasta:profile={heads}waschosenon1oftheseprompts({heads}):whatitscoresonthemisnotest" in said
+    assert f"nothingtellsonwhichprompts{lone}waschosen" in said
+    (found,) = runs.read(tmp_path / "out")
+    assert found.header["chosen_on"][f"pasta:profile={heads}"]["prompts"] == ["2"]
+    text = report.markdown(runs.gather([found])).replace("\\", "")
+    assert f"**pasta:profile={heads} was chosen on 1 of these prompts" in text
+    path = tmp_path / "out" / "ifeval-split" / "run.json"  # begun by a version that did not look: may be gone on with
+    header = json.loads(path.read_text())
+    del header["chosen_on"]
+    path.write_text(json.dumps(header))
+    app([*command, "--out", str(tmp_path / "out"), "--resume"], standalone_mode=False)
+    assert json.loads(path.read_text())["chosen_on"] == found.header["chosen_on"]
+
+
+def test_what_old_scores_tell_of_their_rows(tmp_path: Path) -> None:
+    rows = [{"prompt": f"Name {at}."} for at in range(4)]
+    source = tmp_path / "data.jsonl"
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    profile, scores = tmp_path / "heads.json", tmp_path / "heads.scores.jsonl"
+    made = {"num_rows": 2, "data_sha256": seen.digest(source)}
+    asked = [Example(str(at), row["prompt"], None, 5, row) for at, row in enumerate(rows)][1:]
+
+    def found(**settings: Any) -> dict[str, Any]:
+        scores.write_text(json.dumps({"settings": {**made, **settings}}) + "\n")
+        return seen.chosen_on(["none", f"pasta:profile={profile}"], asked, [str(source)])[f"pasta:profile={profile}"]
+
+    assert found()["prompts"] == ["1"]
+    assert found(data_path=str(source))["prompts"] == ["1"]
+    other = found(data_sha256="another")
+    assert (other["prompts"], other["unknown"]) == ([], [str(profile)])
+    tuned = tmp_path / "tuned.json"
+    tuned.write_text(json.dumps({"method": "static:strength=3"}))
+    hashes = [sorted(data.hashes({}, [{"role": "user", "content": "Name <heed>3</heed>."}]))]
+    (tmp_path / "tuned.scores.jsonl").write_text(json.dumps({"settings": {}, "rows": hashes}) + "\n")
+    assert seen.chosen_on([f"@{tuned}"], asked, [])[f"@{tuned}"]["prompts"] == ["3"]
 
 
 def test_seeds(lm: heedful.LM, file: Path, tmp_path: Path) -> None:

@@ -70,6 +70,7 @@ def test_the_right_heads_win(lm: heedful.LM, file: Path, tmp_path: Path, monkeyp
     lines = [json.loads(line) for line in (tmp_path / "heads.scores.jsonl").read_text().splitlines()]
     assert lines[0]["model"] == {"name": lm.engine.shape.name, "num_layers": 30, "num_heads": 9}
     assert lines[0]["settings"]["metric"] == "regex:[a-z]"
+    assert lines[0]["rows"] == [sorted(data.hashes(row, row["prompt"])) for row in ROWS]
     assert {"layer": 0, "head": 7, "row": 1, "score": 1.0} in lines
 
 

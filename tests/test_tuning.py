@@ -83,6 +83,9 @@ def test_the_best_setting_wins_on_rows_it_never_saw(
     assert set(written["held_out"]["against"]) == {"none", "directer"}
     assert set(written["held_out"]["against"]["none"]) == {"difference", "fixed", "broken", "p_value", "p_holm"}
     assert written["held_out"]["rows"] == 24
+    header = json.loads((tmp_path / "tuned.scores.jsonl").read_text().splitlines()[0])
+    chosen = [tuner.book.rows[at] for at in tuner.search_rows]
+    assert header["rows"] == [sorted(data.hashes(row.columns, row.prompt[0])) for row in chosen]
     assert parse_method(f"@{tmp_path / 'tuned.json'}") == parse_method(tuned.method)
 
 
@@ -198,6 +201,10 @@ def test_rows_that_a_profile_was_made_on_are_not_held_out(lm: heedful.LM, file: 
     assert min(tested()) >= 30
     made_on("other", 30)
     assert tested() == anyhow
+    rows = [[*data.hashes(row.columns, row.prompt[0])] for row in data.read(file)[:30]]
+    model = dataclasses.asdict(lm.engine.shape)
+    scores.write_text(json.dumps({"settings": {"data_sha256": "an extract"}, "model": model, "rows": rows}) + "\n")
+    assert min(tested()) >= 30  # by what the rows ask, whatever file they came from
     made_on(same, 58)
     with pytest.raises(OptionError, match="the 58 that the profile was made on not held out leave 58 and 2 rows"):
         tested()

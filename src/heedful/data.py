@@ -6,14 +6,16 @@ From a file (JSON lines, or one JSON array in a `.json` file), or from a set of 
 from __future__ import annotations
 
 import codecs
+import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from heedful.errors import DataError, OptionError
+from heedful.errors import DataError, OptionError, SpanError
 from heedful.prompt import Instructions, Messages
+from heedful.spans import parse_tags
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,27 @@ class Record:
             return [(int(start), int(stop)) for start, stop in self.columns[name]]
         except (TypeError, ValueError):
             raise DataError(f"{name} in line {self.number} of {self.path} must be pairs [start, stop]") from None
+
+
+TEXTS = ("prompt", "original_prompt", "split_prompt", "messages")
+
+
+def hashes(columns: Mapping[str, Any], prompt: Messages) -> frozenset[str]:
+    """Hashes of all texts that a row may be asked by, its tags aside: rows that share one ask the same."""
+    texts = [prompt, *(columns[name] for name in TEXTS if columns.get(name))]
+    return frozenset(hashlib.sha256(_asked(text).encode(errors="replace")).hexdigest()[:16] for text in texts)
+
+
+def _asked(prompt: Any) -> str:
+    if isinstance(prompt, str):
+        try:
+            return parse_tags(prompt)[0].strip()
+        except SpanError:
+            return prompt.strip()
+    if isinstance(prompt, list) and all(isinstance(said, Mapping) for said in prompt):
+        said = [[str(one.get("role")), _asked(str(one.get("content")))] for one in prompt]
+        return said[0][1] if len(said) == 1 else json.dumps(said)
+    return str(prompt)
 
 
 @dataclass(frozen=True)

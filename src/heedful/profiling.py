@@ -99,6 +99,7 @@ class Profiler:
             candidates=[None, *self.heads],
             method_of=self._method,
             columns_of=_columns,
+            chosen_on=range(len(self.rows)),
         )
 
     @property

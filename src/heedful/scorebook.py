@@ -15,7 +15,7 @@ from typing import Any, Generic, TypeVar
 
 from heedful import journal
 from heedful.checks import whole
-from heedful.data import Record
+from heedful.data import Record, hashes
 from heedful.errors import DataError, HeedfulError, OptionError
 from heedful.generate import LM, Job
 from heedful.metrics import Metric
@@ -44,6 +44,8 @@ class Scorebook(Generic[Candidate]):
     candidates: Sequence[Candidate]
     method_of: Callable[[Candidate], Method | None]
     columns_of: Callable[[Candidate], dict[str, Any]]
+    chosen_on: Sequence[int] = ()
+    """Indices of the rows that what is found is chosen on: the first line keeps their hashes."""
     scores: dict[tuple[Candidate, int], float] = field(default_factory=dict)
     failed: dict[tuple[Candidate, int], str] = field(default_factory=dict)
 
@@ -62,6 +64,10 @@ class Scorebook(Generic[Candidate]):
             raise DataError(f"line {row.number} of {row.path} cannot be asked: {error}") from error
         if not encoded.span:
             raise DataError(f"line {row.number} of {row.path} marks no instruction")
+
+    def _hashes(self) -> list[list[str]]:
+        rows = [self.rows[at] for at in self.chosen_on]
+        return [sorted(hashes(row.columns, row.prompt[0])) for row in rows]
 
     def _resume(self) -> None:
         if not self.path.exists():
@@ -88,7 +94,7 @@ class Scorebook(Generic[Candidate]):
         missing = [task for task in tasks if task not in self.scores]
         jobs = [self._job(candidate, row) for candidate, row in missing]
         with journal.kept(self.path):
-            journal.rewrite(self.path, [self.header, *map(self._entry, self.scores)])
+            journal.rewrite(self.path, [{**self.header, "rows": self._hashes()}, *map(self._entry, self.scores)])
             with self.path.open("a", encoding="utf-8") as file:
                 for index, answer in self._answers(jobs, batch):
                     self._judge(missing[index], answer)

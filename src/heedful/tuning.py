@@ -10,7 +10,7 @@ import hashlib
 import itertools
 import json
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from heedful import data, journal, scorebook
 from heedful.checks import choice, whole
 from heedful.data import Record
 from heedful.errors import OptionError
+from heedful.eval import seen
 from heedful.eval.paired import Mean, Paired, holm, mean, paired
 from heedful.generate import LM
 from heedful.methods import parse_method, read_spec
@@ -26,7 +27,6 @@ from heedful.metrics import metric
 from heedful.provenance import fingerprint
 from heedful.recipe import ModelShape
 from heedful.scorebook import Scorebook
-from heedful.steerers import scores_path
 
 NONE, DEFAULT = "none", "directer"
 KEPT_SHARE = 3  # of three candidates one goes on
@@ -133,8 +133,12 @@ class Tuner:
         rows = data.read(settings.data_path)
         made_with = {**asdict(settings), **scorebook.provenance(lm, settings.data_path)}
         profiles = profile_paths(settings.profile)
-        num_seen = max((rows_seen(path, made_with["data_sha256"]) for path in profiles), default=0)
-        self.search_rows, self.test_rows = split(rows, settings.held_out, settings.seed, num_seen)
+        chosen = {path: seen.rows(path, [settings.data_path]) for path in profiles}
+        self.unknown = [path for path, found in chosen.items() if found is None]
+        """Profiles of which nothing tells on which rows they were made."""
+        known = {one for found in chosen.values() for row in found or () for one in row}
+        taken = [at for at, row in enumerate(rows) if not known.isdisjoint(data.hashes(row.columns, row.prompt[0]))]
+        self.search_rows, self.test_rows = split(rows, settings.held_out, settings.seed, taken)
         self.rungs = rungs(len(everything), len(self.search_rows), self._for_search(len(everything)))
         self.candidates = everything[: self.rungs[0].num_candidates]
         made_with["profile_sha256"] = [hashlib.sha256(path.read_bytes()).hexdigest() for path in profiles] or None
@@ -151,6 +155,7 @@ class Tuner:
             candidates=list(dict.fromkeys([NONE, DEFAULT, *self.candidates])),
             method_of=parse_method,
             columns_of=lambda name: {"method": name},
+            chosen_on=self.search_rows,
         )
 
     def _for_search(self, num_candidates: int) -> int:
@@ -224,10 +229,12 @@ class Tuner:
             journal.write(self.out, json.dumps(found, indent=1) + "\n")
 
 
-def split(rows: Sequence[Record], held_out: float, seed: int, num_seen: int = 0) -> tuple[list[int], list[int]]:
+def split(
+    rows: Sequence[Record], held_out: float, seed: int, taken: Collection[int] = ()
+) -> tuple[list[int], list[int]]:
     """Rows to search on and rows held out, drawn by chance; rows of one prompt are not torn apart.
 
-    The first `num_seen` rows are not held out. Raises `OptionError` where either part would have too few rows.
+    The rows `taken` are not held out. Raises `OptionError` where either part would have too few rows.
     """
     by_prompt: dict[str, list[int]] = {}
     for index, row in enumerate(rows):
@@ -236,13 +243,13 @@ def split(rows: Sequence[Record], held_out: float, seed: int, num_seen: int = 0)
     search: list[int] = []
     test: list[int] = []
     for group in random.Random(seed).sample(groups, len(groups)):
-        is_held_out = group[0] >= num_seen and len(test) + len(group) <= round(len(rows) * held_out)
+        is_held_out = not set(group) & set(taken) and len(test) + len(group) <= round(len(rows) * held_out)
         (test if is_held_out else search).extend(group)
     if min(len(search), len(test)) < SMALLEST_RUNG:
-        seen = f", the {min(num_seen, len(rows))} that the profile was made on not held out" if num_seen else ""
+        told = f", the {len(taken)} that the profile was made on not held out" if taken else ""
         raise OptionError(
             f"{len(rows)} rows are too few to search on some and test on others: {len(groups)} different prompts"
-            f"{seen} leave {len(search)} and {len(test)} rows, at least {SMALLEST_RUNG} each are needed"
+            f"{told} leave {len(search)} and {len(test)} rows, at least {SMALLEST_RUNG} each are needed"
         )
     return search, sorted(test)
 
@@ -253,15 +260,6 @@ def profile_paths(profile: str | None) -> list[Path]:
         return []
     named = read_spec(f"pasta:profile={profile}")[1]["profile"]
     return [Path(str(path)) for path in (named if isinstance(named, list) else [named])]
-
-
-def rows_seen(profile: Path, data_sha256: str) -> int:
-    """How many rows, from the first, of the data with this hash the profile was made on; 0 if nothing tells."""
-    begun = next(iter(journal.entries(scores_path(profile))), {}).get("settings")
-    if not isinstance(begun, dict) or begun.get("data_sha256") != data_sha256:
-        return 0
-    count = begun.get("num_rows")
-    return count if isinstance(count, int) else 0
 
 
 def fitting(names: Sequence[str], model: ModelShape) -> list[str]:

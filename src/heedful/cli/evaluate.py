@@ -87,7 +87,7 @@ def run_tasks(
     judge_model: judge.Name = None,
 ) -> None:
     """Run each TASK under every method (`run` may be left out); write each answer as it comes, then the report."""
-    from heedful.eval import report, run, runs, sources
+    from heedful.eval import report, run, runs, seen, sources
     from heedful.eval.tasks import TASKS, examples
     from heedful.methods import parse_methods
     from heedful.ray.cluster import connected
@@ -107,7 +107,14 @@ def run_tasks(
         found, failed = examples(TASKS[name], _shard(sources.records(TASKS[name], places, limit), shard))
         _tell_left_out(console, name, failed)
         TASKS[name].check()
-        plans.append(run.Plan(TASKS[name], found, named, out, batch, max_new_tokens, failed, sampling, seeds, spans))
+        chosen_on = seen.chosen_on(named, found, places)
+        for method, one in chosen_on.items():
+            for line in seen.told(method, one):
+                console.print(f"{name}: {line}", style="yellow", markup=False)
+        plan = run.Plan(
+            TASKS[name], found, named, out, batch, max_new_tokens, failed, sampling, seeds, spans, chosen_on
+        )
+        plans.append(plan)
     judging = judge.opened(judge_url, judge_model, given, plans[0].variants)
     if ray is None:
         _run_all(console, *_here(model, device, dtype), plans, judging, resume, retry_failed)

@@ -36,6 +36,10 @@ def command(
     settings = Settings(str(data), metric, names, profile, budget, held_out, max_new_tokens, seed)
     console = Console(stderr=True, highlight=False)
     tuner = Tuner(options.load_quietly(model, device, dtype), settings, out)
+    for path in tuner.unknown:
+        console.print(
+            f"nothing tells on which rows {path} was made: they may be held out", style="yellow", markup=False
+        )
     each = tuner.seconds_each(batch)
     cost = f", about {each * tuner.num_answers / 60:.0f} min" if each else ""
     rounds = ", then ".join(f"{rung.num_candidates} settings on {rung.num_rows} rows" for rung in tuner.rungs)

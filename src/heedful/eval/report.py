@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from heedful.errors import OptionError
-from heedful.eval import figures, judged, page, tables
+from heedful.eval import figures, judged, page, seen, tables
 from heedful.eval.figures import Drawn
 from heedful.eval.paired import BASELINE, LEVEL
 from heedful.eval.runs import DEFAULT, Comparison, Entry, Run, short_commit
@@ -124,6 +124,9 @@ def _warnings(comparison: Comparison) -> list[str]:
             "on the same prompts; runs of other methods on the same prompts are joined where settings, commit, "
             "versions and batch are the same."
         )
+    for entry in entries:
+        if entry.chosen_on is not None:
+            told += [f"**{escape(one)}**" for one in seen.told(entry.label, entry.chosen_on)]
     left_out = {where: why for run in comparison.runs for where, why in run.settings["left_out"].items()}
     if left_out:
         where, why = next(iter(left_out.items()))

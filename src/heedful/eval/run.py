@@ -46,6 +46,8 @@ class Plan:
     sampling: Sampling = Sampling()
     num_seeds: int = 1
     spans: Literal["given", "auto"] = "given"
+    chosen_on: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """By method, which of these prompts it was chosen on; see `heedful.eval.seen`."""
 
     @property
     def folder(self) -> Path:
@@ -311,7 +313,8 @@ def header(facts: Facts, plan: Plan) -> dict[str, Any]:
         "max_new_tokens": plan.max_new_tokens,
         "batch": plan.batch,
     }
-    return provenance.header(settings, facts.hardware)
+    # Beside the settings, not among them: it changes no answer, and runs begun without it may be gone on with.
+    return {**provenance.header(settings, facts.hardware), "chosen_on": dict(plan.chosen_on)}
 
 
 def _digest(example: Example) -> str:
@@ -340,7 +343,9 @@ def checked(facts: Facts, plan: Plan, *, resume: bool = False) -> dict[str, Any]
         return wanted
     if not resume:
         raise OptionError(f"{path.parent} holds a run already: go on with it by --resume, or choose another --out")
-    return provenance.merged(path, read_header(path), json.loads(json.dumps(wanted)))
+    found = read_header(path)
+    chosen_on = {**found.get("chosen_on", {}), **wanted["chosen_on"]}
+    return {**provenance.merged(path, found, json.loads(json.dumps(wanted))), "chosen_on": chosen_on}
 
 
 def read_header(path: Path) -> dict[str, Any]:

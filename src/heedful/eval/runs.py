@@ -99,6 +99,13 @@ class Entry:
         return len(self.run.settings["keys"])
 
     @property
+    def chosen_on(self) -> dict[str, Any] | None:
+        """Which of the run's prompts the method was chosen on (see `heedful.eval.seen`); None where that is no matter,
+        or was not looked into."""
+        found: dict[str, Any] = self.run.header.get("chosen_on", {})
+        return found.get(self.method, found.get(self.method.rpartition("@")[0]))
+
+    @property
     def parts(self) -> Parts | None:
         """What the task's metrics are averaged over, where that is not its rows."""
         task = TASKS.get(self.run.settings["task"])
@@ -325,8 +332,18 @@ def _joined(first: Run, second: Run) -> Run:
     names = sorted(dict.fromkeys([*first.records, *second.records]), key=lambda name: name.split("@")[0] != BASELINE)
     records = {name: {**first.records.get(name, {}), **second.records.get(name, {})} for name in names}
     header = {**first.header, **named, "versions": versions, "settings": settings, "started": started}
+    header["chosen_on"] = _chosen_on(first.header.get("chosen_on", {}), second.header.get("chosen_on", {}))
     parts = (*(first.part_times or (first.times,)), *(second.part_times or (second.times,)))
     return Run(header, records, times.added(first.times, second.times), parts)
+
+
+def _chosen_on(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
+    found = {**first, **second}
+    for name in first.keys() & second.keys():
+        found[name] = {
+            what: list(dict.fromkeys([*listed, *second[name][what]])) for what, listed in first[name].items()
+        }
+    return found
 
 
 def _compared(task: str, listed: list[Run]) -> Comparison:
