@@ -17,7 +17,7 @@ import heedful
 from heedful import data, journal
 from heedful.cli import app
 from heedful.errors import HeedfulError, OptionError
-from heedful.eval import ablation, gsm8k, ifeval, paired, report, run, runs, seen, textstats
+from heedful.eval import ablation, gsm8k, ifeval, paired, report, run, runs, seen, sources, textstats
 from heedful.eval.tasks import TASKS, Example, examples
 from heedful.methods import parse_method, parse_methods
 
@@ -92,8 +92,16 @@ def test_missing_punkt_is_told_first(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_textstats() -> None:
-    assert textstats.describe("a b c d a b c d") == {"words": 8.0, "distinct_2": 4 / 7, "repetition": 1 - 4 / 5}
-    assert textstats.describe("") == {"words": 0.0, "distinct_2": 1.0, "repetition": 0.0}
+    found = textstats.describe("a b c d a b c d")
+    assert found == {
+        "words": 8.0,
+        "distinct_1": 4 / 8,
+        "distinct_2": 4 / 7,
+        "distinct_3": 4 / 6,
+        "repetition": pytest.approx(1 - 4 / 5),
+    }
+    empty = {"words": 0.0, "distinct_1": 1.0, "distinct_2": 1.0, "distinct_3": 1.0, "repetition": 0.0}
+    assert textstats.describe("") == empty
 
 
 def test_statistics() -> None:
@@ -289,6 +297,21 @@ def test_going_on_elsewhere_names_both(lm: heedful.LM, file: Path, tmp_path: Pat
     finally:
         with torch.no_grad():
             lm.model.get_input_embeddings().weight[0, 0] -= 1
+
+
+def test_a_line_that_is_not_json_is_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    row = json.dumps({"question": "?", "answer": "#### 1"})
+    path.write_text(f"{row}\n{{oops\n\n[1]\n{row}\n")
+    found, failed = examples(TASKS["gsm8k-format"], sources.records(TASKS["gsm8k-format"], [str(path)]))
+    assert [example.key for example in found] == ["1", "5"]
+    assert set(failed) == {"line 2", "line 4"}
+    assert failed["line 2"].startswith("it is not JSON")
+    assert failed["line 4"] == "it must be a JSON object, not list"
+    assert len(sources.records(TASKS["gsm8k-format"], [str(path)], limit=2)) == 2
+    path.write_text("{oops")
+    with pytest.raises(HeedfulError, match="no line can be used for gsm8k-format: it is not JSON"):
+        examples(TASKS["gsm8k-format"], sources.records(TASKS["gsm8k-format"], [str(path)]))
 
 
 def test_rows_that_cannot_count(tmp_path: Path) -> None:

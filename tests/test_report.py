@@ -449,6 +449,16 @@ def test_a_gain_that_failures_take_back_is_noise() -> None:
     assert [entry.method for entry in only(gone).unpaired] == ["directer"]
 
 
+def test_figures_that_old_records_lack_are_gaps() -> None:
+    run = made({"none": HALF, "directer": MORE})
+    for each in run.records["directer"].values():
+        each |= {"distinct_1": 0.5, "distinct_3": 0.75}
+    head = lines(tables.texts(only(run)), "method")[0]
+    rows = {row[0]: dict(zip(head, row, strict=True)) for row in lines(tables.texts(only(run)), "")}
+    assert (rows["none"]["distinct_1"], rows["none"]["distinct_2"]) == ("–", "1")
+    assert (rows["directer"]["distinct_1"], rows["directer"]["distinct_3"]) == ("0.5", "0.75")
+
+
 def test_no_answers_at_all(tmp_path: Path) -> None:
     text = report.write(tmp_path, [only(made({"none": []}))]).read_text()
     assert "Prompts answered: none" in text

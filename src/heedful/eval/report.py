@@ -75,8 +75,8 @@ def _section(comparison: Comparison, drawn: Mapping[str, Drawn]) -> str:
         *_strengths(drawn),
         *_steering(comparison, drawn),
         "### Answers",
-        "Medians over answers: perplexity under the raw model, length in words, share of different word pairs, share "
-        "of four-word runs seen before. Cut off: answers that ran into the limit of tokens.",
+        "Medians over answers: perplexity under the raw model, length in words, shares of different words, word pairs "
+        "and triples, share of four-word runs seen before. Cut off: answers that ran into the limit of tokens.",
         tables.texts(comparison),
         *_titled(
             "Speed",

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from heedful.eval.paired import LEVEL, Mean, Paired, holm, mean, paired
 from heedful.eval.runs import Comparison, Entry, shared_points
 
-TEXT_FIGURES = ("perplexity", "words", "distinct_2", "repetition")
+TEXT_FIGURES = ("perplexity", "words", "distinct_1", "distinct_2", "distinct_3", "repetition")
 SPECIAL = re.compile(r"[\\`*\[\]<>|~&$]|(?<![^\W_])_|_(?![^\W_])")
 
 

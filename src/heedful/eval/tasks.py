@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from heedful.data import HubSet, Record
+from heedful.data import Broken, HubSet, Record
 from heedful.errors import DataError
 from heedful.eval import drift, followbench, gsm8k, ifbench, ifeval, lifbench, multi_if
 from heedful.prompt import Instructions, Messages
@@ -284,7 +284,7 @@ TASKS = {
 }
 
 
-def examples(task: Task, records: Sequence[Record]) -> tuple[list[Example], dict[str, str]]:
+def examples(task: Task, records: Sequence[Record | Broken]) -> tuple[list[Example], dict[str, str]]:
     """The task's prompts, and for each line that is none of them the reason, by its number, and file if several."""
     if not records:
         raise DataError(f"there is no row for {task.name}: this shard of the data is empty")
@@ -294,6 +294,9 @@ def examples(task: Task, records: Sequence[Record]) -> tuple[list[Example], dict
     has_one_path = len({record.path for record in records}) == 1
     for record in records:
         where = f"line {record.number}" if has_one_path else f"line {record.number} of {record.path}"
+        if isinstance(record, Broken):
+            failed[where] = f"it {record.reason}"
+            continue
         try:
             example = task.read(record)
         except (DataError, ValueError, TypeError, KeyError) as error:
