@@ -282,6 +282,21 @@ def test_an_answer_that_fails_is_told_and_ends_no_search(
     assert books.failed["none", 0] == f"line 1 of {file}: not finite"
 
 
+def test_only_some_rows_are_taken(
+    lm: heedful.LM, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scripted(monkeypatch, lambda method: False)
+    monkeypatch.setattr("heedful.cli.options.load_quietly", lambda *_: lm)
+    command = ["tune", "--data", str(file), "--metric", "regex:[a-z]", "--out", str(tmp_path / "tuned.json")]
+    app([*command, "--methods", "static", "--shard", "0/3", "-n", "3"], standalone_mode=False)
+    assert json.loads((tmp_path / "tuned.json").read_text())["held_out"]["rows"] == 8
+    said = capsys.readouterr().err
+    assert said.index("tokens to generate: at most") < said.index("about ")
+    some = Tuner(lm, settings(file, shard="0/3"), tmp_path / "t.json").book.rows
+    assert [row.number for row in some] == list(range(1, NUM_ROWS, 3))
+    assert len(Tuner(lm, settings(file, limit=30), tmp_path / "t.json").book.rows) == 30
+
+
 def test_too_few_rows(lm: heedful.LM, tmp_path: Path) -> None:
     path = tmp_path / "few.jsonl"
     path.write_text('{"prompt": "<heed>Sing.</heed>"}\n' * 8)

@@ -8,14 +8,16 @@ from __future__ import annotations
 import codecs
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from heedful.errors import DataError, OptionError, SpanError
 from heedful.prompt import Instructions, Messages
 from heedful.spans import parse_tags
+
+Row = TypeVar("Row")
 
 
 @dataclass(frozen=True)
@@ -118,6 +120,16 @@ def read(path: str | Path, limit: int | None = None) -> list[Record]:
     if not records:
         raise DataError(f"{path} has no line to read")
     return records
+
+
+def shard(rows: Sequence[Row], part: str | None) -> list[Row]:
+    """Of the rows, part "i/n": every n-th from the i-th on, counted from 0; None: all. Raises `OptionError`."""
+    if part is None:
+        return list(rows)
+    index, slash, count = part.partition("/")
+    if not (slash and index.isdecimal() and count.isdecimal() and int(index) < int(count)):
+        raise OptionError(f"--shard must be i/n with i from 0 to n - 1; got {part!r}")
+    return list(rows[int(index) :: int(count)])
 
 
 def scan(path: str | Path) -> Iterator[Record | Broken]:

@@ -23,7 +23,7 @@ from heedful.eval import seen
 from heedful.eval.paired import Mean, Paired, holm, mean, paired
 from heedful.generate import LM
 from heedful.methods import parse_method, read_spec
-from heedful.metrics import metric
+from heedful.metrics import scored
 from heedful.provenance import fingerprint
 from heedful.recipe import ModelShape
 from heedful.scorebook import Scorebook
@@ -61,6 +61,7 @@ class Settings:
 
     `metric`: as for profiles (`heedful.metrics`). `methods`: names of `SPACE`. `profile`: PASTA's heads. `budget`:
     answers to generate in all; None: as many as 27 candidates cost. `held_out`: share of the rows for the final test.
+    `limit`, `shard`: only the first rows of the data, and of those part "i/n".
     """
 
     data_path: str
@@ -71,12 +72,15 @@ class Settings:
     held_out: float = 0.4
     max_new_tokens: int = 256
     seed: int = 0
+    limit: int | None = None
+    shard: str | None = None
 
     def __post_init__(self) -> None:
         whole("max_new_tokens", self.max_new_tokens, low=1)
         whole("seed", self.seed, low=0)
-        if self.budget is not None:
-            whole("budget", self.budget, low=1)
+        for name in ("budget", "limit"):
+            if getattr(self, name) is not None:
+                whole(name, getattr(self, name), low=1)
         if not 0.1 <= self.held_out <= 0.9:
             raise OptionError(f"held_out must be a share from 0.1 to 0.9; got {self.held_out}")
         if not self.methods:
@@ -130,13 +134,14 @@ class Tuner:
         if out.is_dir() or not out.name or out.resolve() == Path(settings.data_path).resolve():
             raise OptionError(f"--out must name a file of its own for the settings; got {str(out)!r}")
         everything = fitting(candidates(settings), lm.engine.shape)
-        rows = data.read(settings.data_path)
+        found = scored(settings.data_path, settings.metric, settings.limit, settings.shard)
+        rows, self.left_out = found.rows, found.left_out
         made_with = {**asdict(settings), **scorebook.provenance(lm, settings.data_path)}
         profiles = profile_paths(settings.profile)
         chosen = {path: seen.rows(path, [settings.data_path]) for path in profiles}
-        self.unknown = [path for path, found in chosen.items() if found is None]
+        self.unknown = [path for path, listed in chosen.items() if listed is None]
         """Profiles of which nothing tells on which rows they were made."""
-        known = {one for found in chosen.values() for row in found or () for one in row}
+        known = {one for listed in chosen.values() for row in listed or () for one in row}
         taken = [at for at, row in enumerate(rows) if not known.isdisjoint(data.hashes(row.columns, row.prompt[0]))]
         self.search_rows, self.test_rows = split(rows, settings.held_out, settings.seed, taken)
         self.rungs = rungs(len(everything), len(self.search_rows), self._for_search(len(everything)))
@@ -145,7 +150,7 @@ class Tuner:
         self.book: Scorebook[str] = Scorebook(
             lm=lm,
             rows=rows,
-            metric=metric(settings.metric, rows),
+            metric=found.metric,
             max_new_tokens=settings.max_new_tokens,
             path=out.with_suffix(".scores.jsonl"),
             header={

@@ -21,8 +21,8 @@ def command(
     profile: Annotated[
         str | None, typer.Option(help="gate: PASTA's file of heads; without it PASTA is left out.")
     ] = None,
-    limit: Annotated[int | None, typer.Option(help="Only the first rows of each file.")] = None,
-    shard: Annotated[str | None, typer.Option(help="i/n: every n-th row, from the i-th on (from 0).")] = None,
+    limit: options.Limit = None,
+    shard: options.Shard = None,
     max_new_tokens: options.NewTokens = None,
     batch: Annotated[int, typer.Option(help="Answers at a time.")] = 32,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run that --out holds.")] = False,

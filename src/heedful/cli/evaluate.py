@@ -16,7 +16,7 @@ from typer.core import TyperGroup
 from heedful import journal
 from heedful.checks import whole
 from heedful.cli import judge, options
-from heedful.errors import OptionError
+from heedful.data import shard as rows_of
 from heedful.sampling import Sampling
 
 Runner = Callable[..., None]
@@ -62,8 +62,8 @@ def run_tasks(
     ] = None,
     methods: Annotated[str, typer.Option(help="Separated by commas, as in `heedful compare`.")] = "none,directer",
     settings: options.SettingsFile = None,
-    limit: Annotated[int | None, typer.Option(help="Only the first rows of each file.")] = None,
-    shard: Annotated[str | None, typer.Option(help="i/n: every n-th row, from the i-th on (from 0).")] = None,
+    limit: options.Limit = None,
+    shard: options.Shard = None,
     max_new_tokens: options.NewTokens = None,
     auto: Annotated[
         bool, typer.Option("--auto", help="Find the instructions; do not use the task's own spans.")
@@ -104,8 +104,8 @@ def run_tasks(
     console = Console(stderr=True, highlight=False)
     plans = []
     for name, places in given.items():
-        found, failed = examples(TASKS[name], _shard(sources.records(TASKS[name], places, limit), shard))
-        _tell_left_out(console, name, failed)
+        found, failed = examples(TASKS[name], rows_of(sources.records(TASKS[name], places, limit), shard))
+        options.tell_left_out(console, name, failed)
         TASKS[name].check()
         chosen_on = seen.chosen_on(named, found, places)
         for method, one in chosen_on.items():
@@ -171,25 +171,6 @@ def _run_one(console: Console, runner: Runner, plan: Any) -> None:
         total = len(plan.examples) * plan.task.num_turns
         bars = {name: bar.add_task(f"{plan.task.name} {name}", total=total, speed="") for name in plan.variants}
         runner(plan, resume=True, report=lambda now: _advance(bar, bars, now))
-
-
-def _tell_left_out(console: Console, task: str, failed: dict[str, str]) -> None:
-    """One line a reason: the first line of the data that it holds for, and how many more."""
-    places: dict[str, list[str]] = {}
-    for where, why in failed.items():
-        places.setdefault(why, []).append(where)
-    for why, found in places.items():
-        more = f" and {len(found) - 1} more" if len(found) > 1 else ""
-        console.print(f"{task}: left out: {found[0]}{more}: {why}", style="yellow", markup=False)
-
-
-def _shard(records: list[Any], shard: str | None) -> list[Any]:
-    if shard is None:
-        return records
-    index, slash, count = shard.partition("/")
-    if not (slash and index.isdecimal() and count.isdecimal() and int(index) < int(count)):
-        raise OptionError(f"--shard must be i/n with i from 0 to n - 1; got {shard!r}")
-    return records[int(index) :: int(count)]
 
 
 def _advance(bar: Progress, bars: dict[str, Any], now: Any) -> None:
