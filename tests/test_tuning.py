@@ -319,3 +319,23 @@ def test_a_settings_file_is_taken_by_other_commands(
     path.write_text("{}")
     with pytest.raises(OptionError, match="is no settings file"):
         app(["generate", *prompt], standalone_mode=False)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["chat"],
+        ["eval", "lm-eval", "--tasks", "t"],
+        ["eval", "ablation", "gate", "--task", "far", "--out", "x"],
+        ["serve"],
+        ["playground"],
+    ],
+)
+def test_every_command_with_a_method_takes_a_settings_file(command: list[str], tmp_path: Path) -> None:
+    """A file that is none is refused by name before a model is loaded: so it was read."""
+    path = tmp_path / "tuned.json"
+    path.write_text("{}")
+    if command[0] in ("serve", "playground"):
+        pytest.importorskip("fastapi")
+    with pytest.raises(OptionError, match="is no settings file"):
+        app([*command, "--settings", str(path)], standalone_mode=False)

@@ -21,6 +21,7 @@ def command(
     profile: Annotated[
         str | None, typer.Option(help="gate: PASTA's file of heads; without it PASTA is left out.")
     ] = None,
+    settings: options.SettingsFile = None,
     limit: options.Limit = None,
     shard: options.Shard = None,
     max_new_tokens: options.NewTokens = None,
@@ -30,12 +31,16 @@ def command(
     device: options.Device = "cpu",
     dtype: options.Dtype = "auto",
 ) -> None:
-    """Run one of the paper's ablations: `none`, default Directer, and the variants that NAME stands for."""
+    """Run one of the paper's ablations: `none`, default Directer, and the variants that NAME stands for.
+
+    --settings adds a method of your own.
+    """
     evaluate.run_tasks(
         [task],
         out,
         data,
         methods=",".join(spelled(name, seeds=seeds, profile=profile, levels=levels)),
+        settings=settings,
         limit=limit,
         shard=shard,
         max_new_tokens=max_new_tokens,

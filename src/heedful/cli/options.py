@@ -108,6 +108,11 @@ def instructions(marked: list[str] | None, auto: bool = False) -> Instructions:
     return marked[0] if len(marked) == 1 and (marked[0] in ROLES or is_auto(marked[0])) else list(marked)
 
 
+def spelled(method: str, settings: Path | None) -> str:
+    """The method as `parse_method` reads it: that of the settings file where one is given."""
+    return method if settings is None else f"@{settings}"
+
+
 def needs_ray(ray: str | None, replicas: int, cpus: float | None) -> None:
     """Raises `OptionError` where options of a cluster come without one."""
     if ray is None and (replicas != 1 or cpus is not None):
