@@ -17,7 +17,7 @@ import heedful
 from heedful import data, journal
 from heedful.cli import app
 from heedful.errors import HeedfulError, OptionError
-from heedful.eval import ablation, gsm8k, ifeval, paired, report, run, runs, textstats
+from heedful.eval import ablation, gsm8k, ifeval, paired, report, run, runs, seen, sources, textstats
 from heedful.eval.tasks import TASKS, Example, examples
 from heedful.methods import parse_method, parse_methods
 
@@ -92,8 +92,16 @@ def test_missing_punkt_is_told_first(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_textstats() -> None:
-    assert textstats.describe("a b c d a b c d") == {"words": 8.0, "distinct_2": 4 / 7, "repetition": 1 - 4 / 5}
-    assert textstats.describe("") == {"words": 0.0, "distinct_2": 1.0, "repetition": 0.0}
+    found = textstats.describe("a b c d a b c d")
+    assert found == {
+        "words": 8.0,
+        "distinct_1": 4 / 8,
+        "distinct_2": 4 / 7,
+        "distinct_3": 4 / 6,
+        "repetition": pytest.approx(1 - 4 / 5),
+    }
+    empty = {"words": 0.0, "distinct_1": 1.0, "distinct_2": 1.0, "distinct_3": 1.0, "repetition": 0.0}
+    assert textstats.describe("") == empty
 
 
 def test_statistics() -> None:
@@ -248,6 +256,24 @@ def test_an_overflow_fails_its_row_alone(lm: heedful.LM, file: Path, tmp_path: P
     assert told[0] == told[2] or told[0].text == told[2].text
 
 
+def test_two_processes_do_not_share_a_folder(
+    lm: heedful.LM, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("heedful.cli.options.load_quietly", lambda *_: lm)
+    made = plan(file, tmp_path, "none", max_new_tokens=2)
+    run.run(lm, made)
+    before = answers(tmp_path)
+    command = ["eval", "gsm8k-format", "--data", str(file), "-n", "2", "--methods", "none", "--out", str(tmp_path)]
+    with journal.alone(tmp_path / "gsm8k-format"):
+        with pytest.raises(OptionError, match=r"another process writes to .*gsm8k-format: wait for it"):
+            run.run(lm, made, resume=True)
+        (tmp_path / "gsm8k-format" / "run.json").unlink()
+        with pytest.raises(OptionError, match=r"another process writes to .*gsm8k-format: wait for it"):
+            app(command, standalone_mode=False)
+        assert not (tmp_path / "gsm8k-format" / "run.json").exists()
+    assert answers(tmp_path) == before
+
+
 def test_going_on_elsewhere_names_both(lm: heedful.LM, file: Path, tmp_path: Path) -> None:
     run.run(lm, plan(file, tmp_path, "none", max_new_tokens=2))
     path = tmp_path / "gsm8k-format" / "run.json"
@@ -271,6 +297,21 @@ def test_going_on_elsewhere_names_both(lm: heedful.LM, file: Path, tmp_path: Pat
     finally:
         with torch.no_grad():
             lm.model.get_input_embeddings().weight[0, 0] -= 1
+
+
+def test_a_line_that_is_not_json_is_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    row = json.dumps({"question": "?", "answer": "#### 1"})
+    path.write_text(f"{row}\n{{oops\n\n[1]\n{row}\n")
+    found, failed = examples(TASKS["gsm8k-format"], sources.records(TASKS["gsm8k-format"], [str(path)]))
+    assert [example.key for example in found] == ["1", "5"]
+    assert set(failed) == {"line 2", "line 4"}
+    assert failed["line 2"].startswith("it is not JSON")
+    assert failed["line 4"] == "it must be a JSON object, not list"
+    assert len(sources.records(TASKS["gsm8k-format"], [str(path)], limit=2)) == 2
+    path.write_text("{oops")
+    with pytest.raises(HeedfulError, match="no line can be used for gsm8k-format: it is not JSON"):
+        examples(TASKS["gsm8k-format"], sources.records(TASKS["gsm8k-format"], [str(path)]))
 
 
 def test_rows_that_cannot_count(tmp_path: Path) -> None:
@@ -312,6 +353,84 @@ def test_one_bad_row_never_stops_a_run(
     assert "failed" not in records["1"]
     assert "**2 rows failed**" in report.markdown(runs.gather([found]))
     assert all(found.points("directer", metric)["long"] == (0.0, 1.0) for metric in ("joint", "format", "task"))
+
+
+def test_failed_rows_are_asked_again_where_that_is_wanted(
+    lm: heedful.LM, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("heedful.cli.options.load_quietly", lambda *_: lm)
+    command = ["eval", "gsm8k-format", "--data", str(file), "-n", "3", "--methods", "none", "--out", str(tmp_path)]
+    app(command, standalone_mode=False)
+    whole = answers(tmp_path)
+    path = tmp_path / "gsm8k-format" / "none.jsonl"
+    records = run.read_records(path)
+    records["4"] = {"key": "4", "failed": "the disk was odd", "text": "", "points": {"joint": [0.0, 1.0]}}
+    journal.rewrite(path, records.values())
+    app([*command, "--resume"], standalone_mode=False)
+    assert run.read_records(path) == records
+    app([*command, "--retry-failed"], standalone_mode=False)
+    assert answers(tmp_path) == whole
+
+
+SHAPE = {"name": "SmolLM2-135M-Instruct", "num_layers": 30, "num_heads": 9}
+
+
+def test_a_profile_is_not_tested_on_its_own_rows_silently(
+    lm: heedful.LM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Profiled on tagged rows of one file, run on an extract of another: told by what is asked."""
+    monkeypatch.setattr("heedful.cli.options.load_quietly", lambda *_: lm)
+    monkeypatch.setattr(ifeval, "check", lambda: None)
+    kind = {"instruction_id_list": ["punctuation:no_comma"], "kwargs": [{}]}
+    split = [{"key": at, "task": f"Name {at}.", "split_prompt": f"Name {at}. No commas.", **kind} for at in range(4)]
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(json.dumps(row) + "\n" for row in split[1:]))
+    made_on = [{"prompt": f"Name {at}. <heed>No commas.</heed>"} for at in (0, 2)]
+    heads = tmp_path / "heads.json"
+    heads.write_text('{"0": [1]}')
+    hashes = [sorted(data.hashes(row, row["prompt"])) for row in made_on]
+    (tmp_path / "heads.scores.jsonl").write_text(json.dumps({"settings": {}, "model": SHAPE, "rows": hashes}) + "\n")
+    lone = tmp_path / "lone.json"
+    lone.write_text('{"0": [2]}')
+    methods = f"none,pasta:profile={heads},pasta:profile={lone}"
+    command = ["eval", "ifeval-split", "--data", str(rows), "-n", "2", "--methods", methods]
+    app([*command, "--out", str(tmp_path / "out")], standalone_mode=False)
+    said = "".join(capsys.readouterr().err.split())  # lines are broken anywhere
+    assert f"pasta:profile={heads}waschosenon1oftheseprompts({heads}):whatitscoresonthemisnotest" in said
+    assert f"nothingtellsonwhichprompts{lone}waschosen" in said
+    (found,) = runs.read(tmp_path / "out")
+    assert found.header["chosen_on"][f"pasta:profile={heads}"]["prompts"] == ["2"]
+    text = report.markdown(runs.gather([found])).replace("\\", "")
+    assert f"**pasta:profile={heads} was chosen on 1 of these prompts" in text
+    path = tmp_path / "out" / "ifeval-split" / "run.json"  # begun by a version that did not look: may be gone on with
+    header = json.loads(path.read_text())
+    del header["chosen_on"]
+    path.write_text(json.dumps(header))
+    app([*command, "--out", str(tmp_path / "out"), "--resume"], standalone_mode=False)
+    assert json.loads(path.read_text())["chosen_on"] == found.header["chosen_on"]
+
+
+def test_what_old_scores_tell_of_their_rows(tmp_path: Path) -> None:
+    rows = [{"prompt": f"Name {at}."} for at in range(4)]
+    source = tmp_path / "data.jsonl"
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    profile, scores = tmp_path / "heads.json", tmp_path / "heads.scores.jsonl"
+    made = {"num_rows": 2, "data_sha256": seen.digest(source)}
+    asked = [Example(str(at), row["prompt"], None, 5, row) for at, row in enumerate(rows)][1:]
+
+    def found(**settings: Any) -> dict[str, Any]:
+        scores.write_text(json.dumps({"settings": {**made, **settings}}) + "\n")
+        return seen.chosen_on(["none", f"pasta:profile={profile}"], asked, [str(source)])[f"pasta:profile={profile}"]
+
+    assert found()["prompts"] == ["1"]
+    assert found(data_path=str(source))["prompts"] == ["1"]
+    other = found(data_sha256="another")
+    assert (other["prompts"], other["unknown"]) == ([], [str(profile)])
+    tuned = tmp_path / "tuned.json"
+    tuned.write_text(json.dumps({"method": "static:strength=3"}))
+    hashes = [sorted(data.hashes({}, [{"role": "user", "content": "Name <heed>3</heed>."}]))]
+    (tmp_path / "tuned.scores.jsonl").write_text(json.dumps({"settings": {}, "rows": hashes}) + "\n")
+    assert seen.chosen_on([f"@{tuned}"], asked, [])[f"@{tuned}"]["prompts"] == ["3"]
 
 
 def test_seeds(lm: heedful.LM, file: Path, tmp_path: Path) -> None:

@@ -43,6 +43,7 @@ def test_the_command_line_names_every_task() -> None:
         ("lifbench", "list-single_query_id.jsonl", 1),
         ("followbench", "followbench.json", 4),
         ("multi-if", "multi_if.jsonl", 2),
+        ("advfactuality", "advfactuality.json", 3),
     ],
 )
 def test_every_task_reads_its_rows(task: str, file: str, count: int) -> None:
@@ -52,6 +53,15 @@ def test_every_task_reads_its_rows(task: str, file: str, count: int) -> None:
         assert one.instructions
         if isinstance(one.prompt, str) and isinstance(one.instructions, list):
             assert all(one.prompt[start:stop].strip() for start, stop in one.instructions)
+
+
+def test_advfactuality_marks_what_is_ours_and_keeps_what_its_judge_is_shown() -> None:
+    found, left_out = read("advfactuality", "advfactuality.json")
+    assert not left_out
+    assert [marked(one) for one in found] == [["If the question rests on a false premise, say so and correct it."]] * 3
+    verdict = TASKS["advfactuality"].judge(found[1], "The moon orbits the Earth.")
+    assert verdict.points == {}
+    assert verdict.why == {"knowledge": "The moon orbits the earth.", "modified knowledge": "the moon orbits the sun."}
 
 
 # FollowBench

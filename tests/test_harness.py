@@ -205,6 +205,29 @@ def test_lm_eval_chat_keeps_spans_with_examples_before(lm: heedful.LM) -> None:
     assert made.generate_until(requests, disable_tqdm=True) == [wanted, wanted]
 
 
+class Poison(heedful.KeyScaling):
+    """Overflows, as too strong a steerer may."""
+
+    def edit(self, scores: Any, span: Any, layer: int) -> None:
+        scores[span.active.expand_as(scores)] = torch.nan
+
+
+def test_lm_eval_an_overflow_is_an_empty_answer_and_named(lm: heedful.LM, capsys: Any) -> None:
+    from lm_eval.api.instance import Instance
+
+    made = model(unmarked="plain")
+    made.asking = Asking(Poison(), None, "plain")
+    options = {"max_gen_toks": 4, "until": []}
+    requests = [
+        Instance("generate_until", row, (row["prompt"], options), 0, ("t", at, 1)) for at, row in enumerate(ROWS)
+    ]
+    plain = lm.generate_batch([heedful.Job(PROMPTS[2], None, None, 4, raw=True)])[0].text
+    assert made.generate_until(requests, disable_tqdm=True) == ["", "", plain]
+    told = made.get_model_info()["heedful_failed"]
+    assert [line.split(":")[0] for line in told] == ["document 0 of t", "document 1 of t"]
+    assert "heedful: failed, and counts as an empty answer: document 0 of t: " in capsys.readouterr().err
+
+
 ROW = {"prompt": " A b. B c. ", "original_spans": [[1, 5]]}
 
 

@@ -4,11 +4,13 @@ import asyncio
 import re
 import socket
 import warnings
+from dataclasses import replace
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import heedful
 from heedful.errors import DataError, HeedfulError, OptionError, SpanError
@@ -68,8 +70,8 @@ def test_inspect_answers_as_generate_does_and_together(inspect: Any, lm: heedful
         user(inspect, PROMPT.replace(MARKED, f"<heed>{MARKED}</heed>")),
     ]
     sizes: list[int] = []
-    real = lm.generate_batch
-    monkeypatch.setattr(lm, "generate_batch", lambda jobs, **kw: sizes.append(len(jobs)) or real(jobs, **kw))
+    real = lm.results
+    monkeypatch.setattr(lm, "results", lambda jobs, **kw: sizes.append(len(jobs)) or real(jobs, **kw))
     made = inspect.get_model("heedful/default", memoize=False, method=METHOD, batch_size=2)
 
     async def all_at_once() -> list[Any]:
@@ -83,6 +85,29 @@ def test_inspect_answers_as_generate_does_and_together(inspect: Any, lm: heedful
         assert output.usage.output_tokens == wanted.stats.generated_tokens == 4
         assert output.metadata["heedful"]["accepted"] == wanted.stats.accepted
     assert sizes == [2, 1]
+
+
+class Poison(heedful.KeyScaling):
+    """Overflows, as too strong a steerer may."""
+
+    def edit(self, scores: Any, span: Any, layer: int) -> None:
+        scores[span.active.expand_as(scores)] = torch.nan
+
+
+def test_inspect_an_overflow_is_the_error_of_its_request_alone(inspect: Any, lm: heedful.LM) -> None:
+    made = inspect.get_model("heedful/default", memoize=False, method=METHOD, unmarked="plain")
+    made.api.asking = replace(made.api.asking, method=Poison())
+    wanted = lm.generate("Say hello.", method=None, max_new_tokens=4)
+
+    async def both() -> list[Any]:
+        options = inspect.GenerateConfig(max_tokens=4, max_connections=2, max_retries=0)
+        asked = [user(inspect, PROMPT, MARKED), user(inspect, "Say hello.")]
+        calls = (made.generate([message], config=options) for message in asked)
+        return await asyncio.gather(*calls, return_exceptions=True)
+
+    steered, plain = asyncio.run(both())
+    assert isinstance(steered, heedful.NumericError)
+    assert plain.completion == wanted.text
 
 
 def test_inspect_heeds_a_role(inspect: Any, lm: heedful.LM) -> None:

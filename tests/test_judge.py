@@ -498,3 +498,29 @@ def test_few_wins_are_noise_and_seeds_have_their_own_baseline() -> None:
     wanted = list(judged._wanted(records, ["quality"]))
     assert {one.method for one in wanted} == {"ours@1"}
     assert all("b" in str(one.question) and "<a>" not in str(one.question) for one in wanted)
+
+
+def test_two_judges_do_not_share_a_folder(server: Server, tmp_path: Path) -> None:
+    folder = make_run(tmp_path, none=NONE, directer=OURS)
+    with journal.alone(folder), pytest.raises(OptionError, match="another process writes to"):
+        judged.judge_run(folder, Judge(server.url, "m"))
+    assert not server.bodies
+
+
+def test_answers_to_different_prompts_are_no_pair(server: Server, tmp_path: Path) -> None:
+    """Later turns hold each method's own answers: judged only where those were the same; old verdicts do not count."""
+    server.answer = fair
+    none = [record("1", "good"), record("1:turn2", "plain", prompt="so: good"), record("2:turn2", "a", prompt="one")]
+    ours = [record("1", "bad"), record("1:turn2", "good", prompt="so: bad"), record("2:turn2", "good", prompt="one")]
+    folder = make_run(tmp_path, none=none, directer=ours)
+    judged.judge_run(folder, Judge(server.url, "j"), ["fidelity"])
+    assert {line["key"] for line in lines(folder)} == {"1", "2:turn2"}
+    (found,) = runs.read(tmp_path)
+    assert [key for key, one in found.records["directer"].items() if "judged" in one] == ["1", "2:turn2"]
+    path = folder / judged.FILE
+    digest = judged._digest(ours[1], none[1])
+    wrong = [{**line, "key": "1:turn2", "answers": digest} for line in lines(folder) if line["key"] == "1"]
+    journal.append(path, wrong)
+    (found,) = runs.read(tmp_path)
+    assert "judged" not in found.records["directer"]["1:turn2"]
+    assert "prompts are the same" in report.markdown(runs.gather([found]))

@@ -11,7 +11,7 @@ import heedful
 from heedful import data, profiling
 from heedful.cli import app
 from heedful.errors import DataError, HeedfulError, OptionError
-from heedful.metrics import metric
+from heedful.metrics import metric, scored
 from heedful.profiling import Profiler, Settings
 from heedful.scorebook import Scorebook
 
@@ -70,6 +70,7 @@ def test_the_right_heads_win(lm: heedful.LM, file: Path, tmp_path: Path, monkeyp
     lines = [json.loads(line) for line in (tmp_path / "heads.scores.jsonl").read_text().splitlines()]
     assert lines[0]["model"] == {"name": lm.engine.shape.name, "num_layers": 30, "num_heads": 9}
     assert lines[0]["settings"]["metric"] == "regex:[a-z]"
+    assert lines[0]["rows"] == [sorted(data.hashes(row, row["prompt"])) for row in ROWS]
     assert {"layer": 0, "head": 7, "row": 1, "score": 1.0} in lines
 
 
@@ -235,3 +236,76 @@ def test_rows_that_cannot_be_scored_are_told_of_first(tmp_path: Path) -> None:
         path.write_text(json.dumps({"original_prompt": "abc", "original_spans": spans}) + "\n")
         with pytest.raises(DataError, match=r"must be pairs"):
             data.read(path)[0].prompt  # noqa: B018
+
+
+def test_metrics_of_ifeval_by_prompt_and_of_ifbench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("lm_eval")
+    for module in ("ifeval", "ifbench"):  # these need no sentence splitter
+        monkeypatch.setattr(f"heedful.eval.{module}.check", lambda: None)
+    two = {
+        "prompt": "x <heed>y</heed>",
+        "instruction_id_list": ["punctuation:no_comma", "detectable_format:number_highlighted_sections"],
+        "kwargs": [{}, {"num_highlights": 2, "relation": None}],
+    }
+    row = data.Record("x", 1, two)
+    answers = ["*one* and *two*", "*one*, *two*", "*one*", "none, at all", "  "]
+    assert [metric("ifeval-prompt", [row])(row, text) for text in answers] == [1.0, 0.0, 0.0, 0.0, 0.0]
+    numbers = {"prompt": "x", "instruction_id_list": ["count:numbers"] * 2, "kwargs": [{"N": 2}, {"N": 1}]}
+    row = data.Record("x", 1, numbers)
+    assert [metric("ifbench", [row])(row, text) for text in ("1 and 2", "1", "none")] == [0.5, 0.5, 0.0]
+    with pytest.raises(DataError, match="'kwargs', which line 1 of x lacks"):
+        metric("ifbench", [data.Record("x", 1, {"instruction_id_list": []})])
+
+
+def test_rows_marks_and_score_of_a_task(tmp_path: Path) -> None:
+    path = tmp_path / "gsm.jsonl"
+    rows = [{"question": f"What is {i} + {i}?", "answer": f"#### {2 * i}"} for i in range(1, 6)]
+    lines = [*map(json.dumps, rows[:2]), "{oops", json.dumps({"question": "?"}), *map(json.dumps, rows[2:])]
+    path.write_text("\n".join(lines))
+    found = scored(str(path), "task:gsm8k-format")
+    assert [row.number for row in found.rows] == [1, 2, 5, 6, 7]
+    assert set(found.left_out) == {"line 3", "line 4"}
+    prompt, instructions = found.rows[0].prompt
+    assert isinstance(instructions, list)
+    start, stop = instructions[0]  # type: ignore[misc]
+    assert str(prompt)[start:stop].startswith("Respond with exactly one JSON object")
+    scores = [found.metric(row, '{"reasoning": "", "answer": 4}') for row in found.rows]
+    assert scores == [0.0, 1.0, 0.0, 0.0, 0.0]
+    assert [row.number for row in scored(str(path), "task:gsm8k-format", most=3).rows] == [1, 2, 5]
+    for name in ("multi-if", "drift", "advfactuality"):
+        with pytest.raises(OptionError, match="not scored one by one"):
+            scored(str(path), f"task:{name}")
+    with pytest.raises(OptionError, match="unknown task 'speed'"):
+        scored(str(path), "task:speed")
+
+
+def test_a_profile_by_task(
+    lm: heedful.LM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("heedful.cli.options.load_quietly", lambda *_: lm)
+    scripted(monkeypatch, {2, 7})
+    path, out = tmp_path / "gsm.jsonl", tmp_path / "heads.json"
+    path.write_text("".join(json.dumps({"question": f"{i}?", "answer": f"#### {i}"}) + "\n" for i in range(8)))
+    options = ["--data", str(path), "--top-k", "2", "--keep", "2", "-n", "2", "--out", str(out)]
+    app(
+        ["profile", "pasta", *options, "--task", "gsm8k-format", "--shard", "1/2", "--limit", "6"],
+        standalone_mode=False,
+    )
+    lines = [json.loads(line) for line in (tmp_path / "heads.scores.jsonl").read_text().splitlines()]
+    assert lines[0]["settings"]["metric"] == "task:gsm8k-format"
+    assert len(lines[0]["rows"]) == 3
+    said = capsys.readouterr().err
+    assert said.index("30 answers of at most 2 tokens to generate: at most 60 tokens") < said.index("about ")
+    for wrong in ([], ["--task", "gsm8k-format", "--metric", "json"]):
+        with pytest.raises(OptionError, match="--metric, or --task"):
+            app(["profile", "pasta", *options, *wrong], standalone_mode=False)
+
+
+def test_shards_of_rows(file: Path) -> None:
+    assert data.shard(range(5), "1/2") == [1, 3]
+    assert data.shard(range(5), None) == [0, 1, 2, 3, 4]
+    assert [row.number for row in scored(str(file), "regex:x", part="1/2").rows] == [2]
+    assert [row.number for row in scored(str(file), "regex:x", limit=1).rows] == [1]
+    for wrong in ("2/2", "1", "x/2", "-1/2"):
+        with pytest.raises(OptionError, match="--shard must be i/n"):
+            data.shard(range(5), wrong)

@@ -1,5 +1,6 @@
 """Reports: the numbers in figures and tables, what is called noise, which runs are shards, and text that stays text."""
 
+import itertools
 import json
 import re
 from collections.abc import Sequence
@@ -12,6 +13,7 @@ from heedful import journal
 from heedful.cli import app
 from heedful.errors import OptionError
 from heedful.eval import charts, figures, page, paired, report, runs, tables, times
+from heedful.eval.lifbench import SUBTASKS
 from heedful.eval.run import file_name
 from heedful.eval.runs import Comparison, Run
 
@@ -164,6 +166,77 @@ def test_speed_names_batch_and_hardware(tmp_path: Path) -> None:
     assert lines(tables.speed(comparison), "none") == [["none", "200.0", "400", "2", "8", "cpu"]]
 
 
+def lifbench_run(scores: dict[str, dict[str, Sequence[float]]]) -> Run:
+    """A run of LIFBench: by method and subtask, what the rows scored."""
+    subtasks = next(iter(scores.values()))
+    keys = [f"{subtask}:{at}" for subtask, found in subtasks.items() for at in range(len(found))]
+    flat = {method: [one for found in of.values() for one in found] for method, of in scores.items()}
+    run = made(flat, task="lifbench", primary="score", keys=keys, prompts={})
+    for method, records in run.records.items():
+        told = {}
+        for key, (had, _) in zip(keys, (each["points"]["strict"] for each in records.values()), strict=True):
+            subtask = key.partition(":")[0]
+            points = {name: [had, 1.0] for name in ("score", SUBTASKS[subtask].group, subtask, "fidelity")}
+            told[key] = record(key, had) | {"points": points}
+        run.records[method] = told
+    return run
+
+
+def test_lifbench_averages_subtasks_by_their_points() -> None:
+    """By hand: single 4 points, multi 10, repeat 14; ten rows of the first do not outweigh two of the others."""
+    single, multi, repeat = "list-single_query_id", "list-multi_query_id", "onedoc-repeat"
+    plain = {single: [1.0] * 10, multi: [0.0, 0.5], repeat: [0.2]}
+    better = {single: [1.0] * 9 + [0.0], multi: [0.5, 1.0], repeat: [0.2]}
+    found = only(lifbench_run({"none": plain, "directer": better}))
+    means = {name: mean.value for name, mean in found.scores["none"].items()}
+    assert means["list"] == pytest.approx((4 * 1.0 + 10 * 0.25) / 14)
+    assert means["score"] == pytest.approx((4 * 1.0 + 10 * 0.25 + 14 * 0.2) / 28)
+    assert means[multi] == 0.25
+    assert means["fidelity"] == pytest.approx((10 * 1.0 + 0.5 + 0.2) / 13)  # a judge's, no score of LIFBench
+    (versus,) = tables.versus(found.against_none, "score")
+    assert versus.found.difference.value == pytest.approx((4 * -0.1 + 10 * 0.5) / 28)
+    assert (versus.found.fixed, versus.found.broken) == (2, 1)
+    rows = lines(tables.parts(found), "")
+    assert rows[2][0].startswith("none, unweighted")
+    assert rows[2][1].startswith(f"{100 * (1 + 0.25 + 0.2) / 3:.1f} [")
+    assert [row[1] for row in rows[-2:]] == [f"{100 * (10 * 0.1 + 14 * 0.117) / 28:.1f}", f"{100 * 0.217 / 3:.1f}"]
+    text = report.markdown([found])
+    assert "### Over parts of the task" in text
+    assert text.count("a refusal") == 2
+    assert report.summary([found])["lifbench"]["none"]["score"] == means["score"]
+
+
+def test_lifbench_intervals_draw_within_subtasks() -> None:
+    """Where every subtask's rows scored alike, no draw can change a mean, though the subtasks differ."""
+    plain = {"list-single_query_id": [1.0] * 10, "onedoc-qa": [0.0] * 10}
+    found = only(lifbench_run({"none": plain})).scores["none"]["score"]
+    assert (found.low, found.value, found.high) == pytest.approx((4 / 9, 4 / 9, 4 / 9))
+    two = {"list-single_query_id": [1.0, 0.0] * 20, "list-offset_query_id": [1.0, 0.0] * 20}
+    apart = only(lifbench_run({"none": two})).scores["none"]
+    # Of two parts that are drawn apart the mean varies less, by 1 / sqrt(2).
+    widths = [apart[name].high - apart[name].low for name in ("score", "list-single_query_id")]
+    assert widths[0] / widths[1] == pytest.approx(2**-0.5, abs=0.05)
+
+
+def test_what_a_refusal_scores_of_all_subtasks_is_told_by_the_rubric() -> None:
+    one = {subtask: [0.5] for subtask in SUBTASKS}
+    assert lines(tables.parts(only(lifbench_run({"none": one}))), "*a refusal*, weighted")[0][1] == "8.4"
+
+
+def test_speed_of_shards_is_told_for_one_process_and_for_all() -> None:
+    """400 tokens in 2 seconds and 200 in 2: 150 a process, 300 side by side; a method of one part has no sum."""
+    found = only(made({"none": HALF}), made({"none": HALF[:20], "directer": HALF[:20]}, 40))
+    text = tables.speed(found)
+    assert lines(text, "method")[0][:4] == ["method", "tokens/s", "sum over shards", "tokens"]
+    assert lines(text, "none") == [["none", "150.0", "300.0 over 2", "600", "4", "8", "cpu"]]
+    assert lines(text, "directer") == [["directer", "100.0", "–", "200", "2", "8", "cpu"]]
+    three = only(*(made({"none": HALF[:20]}, first) for first in (0, 20, 40)))
+    assert lines(tables.speed(three), "none")[0][1:3] == ["100.0", "300.0 over 3"]
+    bars = charts.speed(three)
+    assert bars is not None
+    assert "of one process" in bars.unit
+
+
 def test_times_add_up_over_sessions_and_machines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now = iter(range(100))
     monkeypatch.setattr(times.time, "perf_counter", lambda: float(next(now)))
@@ -236,6 +309,45 @@ def test_other_methods_on_the_same_prompts_are_one_run_at_one_commit_only() -> N
     assert list(apart.entries) == ["none · commit abc", "directer · commit def"]
 
 
+def test_shards_and_methods_are_one_run_in_any_order() -> None:
+    """Two methods on two shards, a third on the same shards later: one run, whichever folder is named first."""
+    first = [made({"none": HALF[:20], "directer": MORE[:20]}), made({"none": HALF[20:], "directer": MORE[20:]}, 20)]
+    later = [made({"spotlight": MORE[:20]}), made({"spotlight": MORE[20:]}, 20)]
+    texts = set()
+    for order in itertools.permutations([*first, *later]):
+        found = only(*order)
+        assert set(found.entries) == {"none", "directer", "spotlight"}
+        assert all(len(entry.records) == 40 for entry in found.entries.values())
+        assert {a.label for a, _ in found.against_none} == {"directer", "spotlight"}
+        texts.add(report.markdown([found]))
+    assert len(texts) == 1
+    assert "Not compared" not in texts.pop()
+
+
+def test_whole_run_takes_methods_whose_run_was_sharded() -> None:
+    shards = [made({"none": HALF[:20]}), made({"none": HALF[20:]}, 20)]
+    for order in itertools.permutations([*shards, made({"directer": MORE})]):
+        assert list(only(*order).entries) == ["none", "directer"]
+
+
+def test_shards_of_one_commit_belong_together() -> None:
+    """A shard that was run at two commits joins the shard of its own."""
+    old, new = made({"none": HALF[:20]}, commit="abc"), made({"none": MORE[:20]}, commit="def")
+    for order in itertools.permutations([old, new, made({"none": MORE[20:]}, 20, commit="def")]):
+        assert sorted(len(run.settings["keys"]) for run in only(*order).runs) == [20, 40]
+        assert {run.header["commit"] for run in only(*order).runs} == {"abc", "def"}
+
+
+def test_a_method_without_none_is_named() -> None:
+    apart = only(made({"none": HALF, "directer": MORE}), made({"spotlight": MORE}, commit="def"))
+    assert [entry.method for entry in apart.unpaired] == ["spotlight"]
+    assert "**Not compared with `none`**: spotlight · commit def" in report.markdown([apart])
+    run = made({"none": HALF, "directer": MORE})
+    run.records["none"] = {key: run.records["none"][key] for key in ("0", "1")}
+    run.records["directer"] = {key: run.records["directer"][key] for key in ("2", "3")}
+    assert [entry.method for entry in only(run).unpaired] == ["directer"]
+
+
 def test_different_runs_are_compared() -> None:
     large = {"name": "Large", "num_layers": 4, "num_heads": 2}
     found = only(
@@ -298,6 +410,53 @@ def test_rows_that_failed_only(tmp_path: Path) -> None:
     assert "**6 rows failed**" in text
     assert "No figure" not in text
     assert [path.name for path in (tmp_path / "figures").iterdir()] == ["made-up-accuracy.svg"]
+
+
+def failing(run: Run, method: str, keys: Sequence[str]) -> Run:
+    for key in keys:
+        gone = {"key": key, "failed": "overflow", "text": "", "points": {"strict": [0.0, 1.0]}}
+        run.records[method][key] = gone
+    return run
+
+
+def test_failures_are_neither_fixed_nor_broken() -> None:
+    """Five of the baseline's right answers are failures of the method: told, in the mean, in no pair."""
+    run = failing(made({"none": MORE, "directer": MORE}), "directer", [str(at) for at in range(5)])
+    found = only(run)
+    (each,) = tables.versus(found.against_none, "strict")
+    assert (each.found.fixed, each.found.broken, each.num_failed) == (0, 0, 5)
+    assert each.found.difference.count == 35
+    assert found.scores["directer"]["strict"].value == pytest.approx(25 / 40)
+    text = report.markdown([found])
+    assert "**5 rows failed** (directer 5 of 40)" in text
+    (score, versus, *_) = lines(text, "directer")
+    assert score[-1] == "5"
+    assert versus[2:] == ["35", "0", "0", "1.000", "5", "inside the noise"]
+    assert "failed" not in lines(report.markdown([only(made({"none": MORE, "directer": MORE}))]), "method")[0]
+
+
+def test_a_gain_that_failures_take_back_is_noise() -> None:
+    """12 fixed and none broken among the answers, 20 failures where the baseline was right."""
+    plain, ours = [0.0] * 12 + [1.0] * 28, [1.0] * 40
+    gained = only(made({"none": plain, "directer": ours}))
+    assert not tables.versus(gained.against_none, "strict")[0].is_noise
+    lost = only(failing(made({"none": plain, "directer": ours}), "directer", [str(at) for at in range(12, 32)]))
+    (each,) = tables.versus(lost.against_none, "strict")
+    assert (each.found.fixed, each.found.broken) == (12, 0)
+    assert not each.found.is_noise
+    assert each.is_noise
+    gone = failing(made({"none": plain, "directer": ours}), "directer", [str(at) for at in range(40)])
+    assert [entry.method for entry in only(gone).unpaired] == ["directer"]
+
+
+def test_figures_that_old_records_lack_are_gaps() -> None:
+    run = made({"none": HALF, "directer": MORE})
+    for each in run.records["directer"].values():
+        each |= {"distinct_1": 0.5, "distinct_3": 0.75}
+    head = lines(tables.texts(only(run)), "method")[0]
+    rows = {row[0]: dict(zip(head, row, strict=True)) for row in lines(tables.texts(only(run)), "")}
+    assert (rows["none"]["distinct_1"], rows["none"]["distinct_2"]) == ("–", "1")
+    assert (rows["directer"]["distinct_1"], rows["directer"]["distinct_3"]) == ("0.5", "0.75")
 
 
 def test_no_answers_at_all(tmp_path: Path) -> None:

@@ -78,11 +78,14 @@ def test_the_best_setting_wins_on_rows_it_never_saw(
     written = json.loads((tmp_path / "tuned.json").read_text())
     assert set(written) == {"method", "model", "search", "held_out"}
     assert set(written["search"]) == {field.name for field in dataclasses.fields(Settings)}
-    assert set(written["held_out"]) == {"rows", "scores", "against"}
+    assert set(written["held_out"]) == {"rows", "scores", "failed", "against"}
     assert set(written["held_out"]["scores"]) == {"none", "directer", tuned.method}
     assert set(written["held_out"]["against"]) == {"none", "directer"}
     assert set(written["held_out"]["against"]["none"]) == {"difference", "fixed", "broken", "p_value", "p_holm"}
     assert written["held_out"]["rows"] == 24
+    header = json.loads((tmp_path / "tuned.scores.jsonl").read_text().splitlines()[0])
+    chosen = [tuner.book.rows[at] for at in tuner.search_rows]
+    assert header["rows"] == [sorted(data.hashes(row.columns, row.prompt[0])) for row in chosen]
     assert parse_method(f"@{tmp_path / 'tuned.json'}") == parse_method(tuned.method)
 
 
@@ -198,6 +201,10 @@ def test_rows_that_a_profile_was_made_on_are_not_held_out(lm: heedful.LM, file: 
     assert min(tested()) >= 30
     made_on("other", 30)
     assert tested() == anyhow
+    rows = [[*data.hashes(row.columns, row.prompt[0])] for row in data.read(file)[:30]]
+    model = dataclasses.asdict(lm.engine.shape)
+    scores.write_text(json.dumps({"settings": {"data_sha256": "an extract"}, "model": model, "rows": rows}) + "\n")
+    assert min(tested()) >= 30  # by what the rows ask, whatever file they came from
     made_on(same, 58)
     with pytest.raises(OptionError, match="the 58 that the profile was made on not held out leave 58 and 2 rows"):
         tested()
@@ -241,21 +248,53 @@ def test_a_prompt_that_is_too_long_is_told_of_first(lm: heedful.LM, file: Path, 
         Tuner(lm, settings(file, max_new_tokens=9000), tmp_path / "tuned.json")
 
 
-def test_a_metric_that_fails_is_one_line(
+def test_an_answer_that_fails_is_told_and_ends_no_search(
     lm: heedful.LM, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fails(row: data.Record, text: str) -> float:
-        if row.number == 1 + tuner.search_rows[1]:
-            raise ZeroDivisionError("no words")
-        return 0.0
+    """The metric trips over one row's answers, and one answer overflows: 0, named, the same after a resume."""
+    monkeypatch.setattr("heedful.cli.options.load_quietly", lambda *_: lm)
+    scripted(monkeypatch, is_thirty)
+    out = tmp_path / "tuned.json"
+    tuner = Tuner(lm, settings(file), out)
+    strange, held_out = 1 + tuner.search_rows[0], 1 + tuner.test_rows[0]
 
-    scripted(monkeypatch, lambda method: False)
-    tuner = Tuner(lm, settings(file), tmp_path / "tuned.json")
+    def fails(row: data.Record, text: str) -> float:
+        if row.number in (strange, held_out):
+            raise ZeroDivisionError("no words")
+        return float(text == "yes")
+
     tuner.book.metric = fails
-    number = 1 + tuner.search_rows[1]
-    with pytest.raises(DataError, match=rf"fails on an answer to line {number} of .*ZeroDivisionError\('no words'\)"):
-        tuner.run(4)
-    assert len(Tuner(lm, settings(file), tmp_path / "tuned.json").book.scores) == len(tuner.candidates)
+    tuned = tuner.run(4)
+    assert is_thirty(parse_method(tuned.method))
+    assert tuned.failed == {"none": 1, "directer": 1, tuned.method: 1}
+    assert tuned.scores[tuned.method].value == pytest.approx(23 / 24)
+    told = tuner.book.told_failed
+    assert f"the metric fails on an answer to line {strange} of {file}: ZeroDivisionError('no words')" in told
+    assert json.loads(out.read_text())["held_out"]["failed"] == tuned.failed
+    again = Tuner(lm, settings(file), out)
+    assert again.num_answers == 0
+    assert again.book.failed == tuner.book.failed
+    assert again.run(4) == tuned
+    monkeypatch.undo()
+    books = Tuner(lm, settings(file), tmp_path / "other.json").book
+    books._judge(("none", 0), heedful.NumericError("not finite"))
+    assert books.scores["none", 0] == 0.0
+    assert books.failed["none", 0] == f"line 1 of {file}: not finite"
+
+
+def test_only_some_rows_are_taken(
+    lm: heedful.LM, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scripted(monkeypatch, lambda method: False)
+    monkeypatch.setattr("heedful.cli.options.load_quietly", lambda *_: lm)
+    command = ["tune", "--data", str(file), "--metric", "regex:[a-z]", "--out", str(tmp_path / "tuned.json")]
+    app([*command, "--methods", "static", "--shard", "0/3", "-n", "3"], standalone_mode=False)
+    assert json.loads((tmp_path / "tuned.json").read_text())["held_out"]["rows"] == 8
+    said = capsys.readouterr().err
+    assert said.index("tokens to generate: at most") < said.index("about ")
+    some = Tuner(lm, settings(file, shard="0/3"), tmp_path / "t.json").book.rows
+    assert [row.number for row in some] == list(range(1, NUM_ROWS, 3))
+    assert len(Tuner(lm, settings(file, limit=30), tmp_path / "t.json").book.rows) == 30
 
 
 def test_too_few_rows(lm: heedful.LM, tmp_path: Path) -> None:
@@ -280,3 +319,23 @@ def test_a_settings_file_is_taken_by_other_commands(
     path.write_text("{}")
     with pytest.raises(OptionError, match="is no settings file"):
         app(["generate", *prompt], standalone_mode=False)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["chat"],
+        ["eval", "lm-eval", "--tasks", "t"],
+        ["eval", "ablation", "gate", "--task", "far", "--out", "x"],
+        ["serve"],
+        ["playground"],
+    ],
+)
+def test_every_command_with_a_method_takes_a_settings_file(command: list[str], tmp_path: Path) -> None:
+    """A file that is none is refused by name before a model is loaded: so it was read."""
+    path = tmp_path / "tuned.json"
+    path.write_text("{}")
+    if command[0] in ("serve", "playground"):
+        pytest.importorskip("fastapi")
+    with pytest.raises(OptionError, match="is no settings file"):
+        app([*command, "--settings", str(path)], standalone_mode=False)

@@ -6,14 +6,18 @@ From a file (JSON lines, or one JSON array in a `.json` file), or from a set of 
 from __future__ import annotations
 
 import codecs
+import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from heedful.errors import DataError, OptionError
+from heedful.errors import DataError, OptionError, SpanError
 from heedful.prompt import Instructions, Messages
+from heedful.spans import parse_tags
+
+Row = TypeVar("Row")
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,27 @@ class Record:
             raise DataError(f"{name} in line {self.number} of {self.path} must be pairs [start, stop]") from None
 
 
+TEXTS = ("prompt", "original_prompt", "split_prompt", "messages")
+
+
+def hashes(columns: Mapping[str, Any], prompt: Messages) -> frozenset[str]:
+    """Hashes of all texts that a row may be asked by, its tags aside: rows that share one ask the same."""
+    texts = [prompt, *(columns[name] for name in TEXTS if columns.get(name))]
+    return frozenset(hashlib.sha256(_asked(text).encode(errors="replace")).hexdigest()[:16] for text in texts)
+
+
+def _asked(prompt: Any) -> str:
+    if isinstance(prompt, str):
+        try:
+            return parse_tags(prompt)[0].strip()
+        except SpanError:
+            return prompt.strip()
+    if isinstance(prompt, list) and all(isinstance(said, Mapping) for said in prompt):
+        said = [[str(one.get("role")), _asked(str(one.get("content")))] for one in prompt]
+        return said[0][1] if len(said) == 1 else json.dumps(said)
+    return str(prompt)
+
+
 @dataclass(frozen=True)
 class Broken:
     """A line that is no row, and why."""
@@ -95,6 +120,16 @@ def read(path: str | Path, limit: int | None = None) -> list[Record]:
     if not records:
         raise DataError(f"{path} has no line to read")
     return records
+
+
+def shard(rows: Sequence[Row], part: str | None) -> list[Row]:
+    """Of the rows, part "i/n": every n-th from the i-th on, counted from 0; None: all. Raises `OptionError`."""
+    if part is None:
+        return list(rows)
+    index, slash, count = part.partition("/")
+    if not (slash and index.isdecimal() and count.isdecimal() and int(index) < int(count)):
+        raise OptionError(f"--shard must be i/n with i from 0 to n - 1; got {part!r}")
+    return list(rows[int(index) :: int(count)])
 
 
 def scan(path: str | Path) -> Iterator[Record | Broken]:

@@ -13,11 +13,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from heedful import data, journal, scorebook
+from heedful import journal, scorebook
 from heedful.checks import finite, whole
 from heedful.errors import OptionError
 from heedful.generate import LM
-from heedful.metrics import metric
+from heedful.metrics import scored
 from heedful.recipe import ModelShape
 from heedful.scorebook import Scorebook
 from heedful.steerers import Pasta, scores_path
@@ -31,9 +31,11 @@ Task = tuple[Head | None, int]
 class Settings:
     """What a profile is made with.
 
-    `metric`: "json", "exact" (column `expected`), "regex" (column `regex`), "regex:PATTERN", or "ifeval" (columns
-    `instruction_id_list` and `kwargs`). `num_rows`: rows of `data_path` to use. `screen_rows`: rows of the coarse
-    screen. `keep`: heads that go on to all rows; None: twice `top_k`, but at least 16.
+    `metric`: "json", "exact" (column `expected`), "regex" (column `regex`), "regex:PATTERN", "ifeval" (columns
+    `instruction_id_list` and `kwargs`; see `heedful.metrics`), or "task:NAME": rows and score of a task of
+    `heedful eval`. `num_rows`: rows of `data_path` to use. `screen_rows`: rows of the coarse
+    screen. `keep`: heads that go on to all rows; None: twice `top_k`, but at least 16. `limit`, `shard`: only the first
+    rows of the data, and of those part "i/n".
     """
 
     data_path: str
@@ -44,11 +46,15 @@ class Settings:
     screen_rows: int = 3
     keep: int | None = None
     max_new_tokens: int = 64
+    limit: int | None = None
+    shard: str | None = None
 
     def __post_init__(self) -> None:
         finite("strength", self.strength, low_open=True)
         for name in ("top_k", "num_rows", "screen_rows", "max_new_tokens"):
             whole(name, getattr(self, name), low=1)
+        if self.limit is not None:
+            whole("limit", self.limit, low=1)
         if self.keep is not None and self.keep < self.top_k:
             raise OptionError(f"keep must be at least top_k = {self.top_k}; got {self.keep}")
 
@@ -83,8 +89,8 @@ class Profiler:
         self.lm, self.settings, self.out = lm, settings, out
         if out.is_dir() or not out.name or out.resolve() == Path(settings.data_path).resolve():
             raise OptionError(f"--out must name a file of its own for the profile; got {str(out)!r}")
-        self.rows = data.read(settings.data_path, settings.num_rows)
-        self.metric = metric(settings.metric, self.rows)
+        found = scored(settings.data_path, settings.metric, settings.limit, settings.shard, settings.num_rows)
+        self.rows, self.left_out = found.rows, found.left_out
         self.heads = _all_heads(lm.engine.shape)
         if settings.top_k > len(self.heads):
             raise OptionError(f"top_k is {settings.top_k}, but the model has {len(self.heads)} heads")
@@ -92,13 +98,14 @@ class Profiler:
         self.book: Scorebook[Head | None] = Scorebook(
             lm=lm,
             rows=self.rows,
-            metric=self.metric,
+            metric=found.metric,
             max_new_tokens=settings.max_new_tokens,
             path=scores_path(out),
             header={"settings": settings_now, "model": asdict(lm.engine.shape)},
             candidates=[None, *self.heads],
             method_of=self._method,
             columns_of=_columns,
+            chosen_on=range(len(self.rows)),
         )
 
     @property

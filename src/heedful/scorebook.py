@@ -15,7 +15,7 @@ from typing import Any, Generic, TypeVar
 
 from heedful import journal
 from heedful.checks import whole
-from heedful.data import Record
+from heedful.data import Record, hashes
 from heedful.errors import DataError, HeedfulError, OptionError
 from heedful.generate import LM, Job
 from heedful.metrics import Metric
@@ -27,6 +27,9 @@ Candidate = TypeVar("Candidate", bound=Hashable)
 @dataclass
 class Scorebook(Generic[Candidate]):
     """Scores by candidate and row index, with their journal at `path`, whose first line is `header`.
+
+    Where an answer cannot be had, as steering made the model's numbers overflow, or the metric fails on it, the score
+    is 0 and `failed` says why: the search goes on, and whoever reports it tells of them.
 
     `method_of` makes a candidate's method, `columns_of` the columns that name it in the journal. Raises `OptionError`
     where `path` holds the scores of something else, `DataError` where a row marks no instruction or cannot be asked.
@@ -41,7 +44,10 @@ class Scorebook(Generic[Candidate]):
     candidates: Sequence[Candidate]
     method_of: Callable[[Candidate], Method | None]
     columns_of: Callable[[Candidate], dict[str, Any]]
+    chosen_on: Sequence[int] = ()
+    """Indices of the rows that what is found is chosen on: the first line keeps their hashes."""
     scores: dict[tuple[Candidate, int], float] = field(default_factory=dict)
+    failed: dict[tuple[Candidate, int], str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._resume()
@@ -59,6 +65,10 @@ class Scorebook(Generic[Candidate]):
         if not encoded.span:
             raise DataError(f"line {row.number} of {row.path} marks no instruction")
 
+    def _hashes(self) -> list[list[str]]:
+        rows = [self.rows[at] for at in self.chosen_on]
+        return [sorted(hashes(row.columns, row.prompt[0])) for row in rows]
+
     def _resume(self) -> None:
         if not self.path.exists():
             return
@@ -73,43 +83,51 @@ class Scorebook(Generic[Candidate]):
             name, row, score = str({key: entry.get(key) for key in names}), entry.get("row"), entry.get("score")
             if name in known and isinstance(row, int) and row in range(len(self.rows)) and isinstance(score, float):
                 self.scores[known[name], row] = score
+                if entry.get("failed") is not None:
+                    self.failed[known[name], row] = str(entry["failed"])
 
     def score(
         self, tasks: Sequence[tuple[Candidate, int]], batch: int, report: Callable[[int], None] = lambda _: None
     ) -> None:
-        """Scores what is missing, `batch` answers at a time; `report` is told how many scores there are.
-
-        Raises `DataError` where the metric fails on an answer; the scores before it are kept.
-        """
+        """Scores what is missing, `batch` answers at a time; `report` is told how many scores there are."""
         whole("batch", batch, low=1)
         missing = [task for task in tasks if task not in self.scores]
         jobs = [self._job(candidate, row) for candidate, row in missing]
         with journal.kept(self.path):
-            journal.rewrite(self.path, [self.header, *map(self._entry, self.scores)])
+            journal.rewrite(self.path, [{**self.header, "rows": self._hashes()}, *map(self._entry, self.scores)])
             with self.path.open("a", encoding="utf-8") as file:
-                for index, text in self._answers(jobs, batch):
-                    candidate, row = missing[index]
-                    self.scores[candidate, row] = self._judged(self.rows[row], text)
+                for index, answer in self._answers(jobs, batch):
+                    self._judge(missing[index], answer)
                     file.write(journal.line(self._entry(missing[index])))
                     file.flush()
                     report(len(self.scores))
 
-    def _judged(self, row: Record, text: str | None) -> float:
-        """The metric of an answer; 0 where steering made the model's numbers overflow, so that there is none."""
+    def _judge(self, task: tuple[Candidate, int], answer: str | HeedfulError) -> None:
+        row = self.rows[task[1]]
+        self.scores[task] = 0.0
+        if isinstance(answer, HeedfulError):
+            self.failed[task] = f"line {row.number} of {row.path}: {answer}"
+            return
         try:
-            return 0.0 if text is None else self.metric(row, text)
-        except Exception as error:  # checkers raise anything, and neither 0 nor a traceback is an answer
-            raise DataError(
-                f"the metric fails on an answer to line {row.number} of {row.path}: {error!r}; "
-                f"the scores before it are kept in {self.path}"
-            ) from error
+            self.scores[task] = self.metric(row, answer)
+        except Exception as error:  # checkers raise anything, and a search of hours must not end for one answer
+            self.failed[task] = f"the metric fails on an answer to line {row.number} of {row.path}: {error!r}"
 
     def _entry(self, task: tuple[Candidate, int]) -> dict[str, Any]:
-        return {**self.columns_of(task[0]), "row": task[1], "score": self.scores[task]}
+        more = {"failed": self.failed[task]} if task in self.failed else {}
+        return {**self.columns_of(task[0]), "row": task[1], "score": self.scores[task], **more}
 
-    def _answers(self, jobs: list[Job], batch: int) -> Iterator[tuple[int, str | None]]:
+    def _answers(self, jobs: list[Job], batch: int) -> Iterator[tuple[int, str | HeedfulError]]:
         for index, result in self.lm.results(jobs, num_slots=batch):
-            yield index, None if isinstance(result, HeedfulError) else result.text
+            yield index, result if isinstance(result, HeedfulError) else result.text
+
+    @property
+    def told_failed(self) -> str:
+        """One line on the answers that failed, empty where there is none."""
+        if not self.failed:
+            return ""
+        first = next(iter(self.failed.values()))
+        return f"{len(self.failed)} of {len(self.scores)} answers failed and score 0; the first: {first}"
 
     def _job(self, candidate: Candidate, row: int) -> Job:
         prompt, instructions = self.rows[row].prompt

@@ -10,8 +10,8 @@ import hashlib
 import itertools
 import json
 import random
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +19,14 @@ from heedful import data, journal, scorebook
 from heedful.checks import choice, whole
 from heedful.data import Record
 from heedful.errors import OptionError
+from heedful.eval import seen
 from heedful.eval.paired import Mean, Paired, holm, mean, paired
 from heedful.generate import LM
 from heedful.methods import parse_method, read_spec
-from heedful.metrics import metric
+from heedful.metrics import scored
 from heedful.provenance import fingerprint
 from heedful.recipe import ModelShape
 from heedful.scorebook import Scorebook
-from heedful.steerers import scores_path
 
 NONE, DEFAULT = "none", "directer"
 KEPT_SHARE = 3  # of three candidates one goes on
@@ -61,6 +61,7 @@ class Settings:
 
     `metric`: as for profiles (`heedful.metrics`). `methods`: names of `SPACE`. `profile`: PASTA's heads. `budget`:
     answers to generate in all; None: as many as 27 candidates cost. `held_out`: share of the rows for the final test.
+    `limit`, `shard`: only the first rows of the data, and of those part "i/n".
     """
 
     data_path: str
@@ -71,12 +72,15 @@ class Settings:
     held_out: float = 0.4
     max_new_tokens: int = 256
     seed: int = 0
+    limit: int | None = None
+    shard: str | None = None
 
     def __post_init__(self) -> None:
         whole("max_new_tokens", self.max_new_tokens, low=1)
         whole("seed", self.seed, low=0)
-        if self.budget is not None:
-            whole("budget", self.budget, low=1)
+        for name in ("budget", "limit"):
+            if getattr(self, name) is not None:
+                whole(name, getattr(self, name), low=1)
         if not 0.1 <= self.held_out <= 0.9:
             raise OptionError(f"held_out must be a share from 0.1 to 0.9; got {self.held_out}")
         if not self.methods:
@@ -113,6 +117,8 @@ class Tuned:
     scores: dict[str, Mean]
     against: dict[str, Paired]
     """The method found against `none`, and against Directer as it is by default."""
+    failed: dict[str, int] = field(default_factory=dict)
+    """How many of each one's answers failed; they are no point in all of these."""
 
     @property
     def p_values(self) -> dict[str, float]:
@@ -128,18 +134,23 @@ class Tuner:
         if out.is_dir() or not out.name or out.resolve() == Path(settings.data_path).resolve():
             raise OptionError(f"--out must name a file of its own for the settings; got {str(out)!r}")
         everything = fitting(candidates(settings), lm.engine.shape)
-        rows = data.read(settings.data_path)
+        found = scored(settings.data_path, settings.metric, settings.limit, settings.shard)
+        rows, self.left_out = found.rows, found.left_out
         made_with = {**asdict(settings), **scorebook.provenance(lm, settings.data_path)}
         profiles = profile_paths(settings.profile)
-        num_seen = max((rows_seen(path, made_with["data_sha256"]) for path in profiles), default=0)
-        self.search_rows, self.test_rows = split(rows, settings.held_out, settings.seed, num_seen)
+        chosen = {path: seen.rows(path, [settings.data_path]) for path in profiles}
+        self.unknown = [path for path, listed in chosen.items() if listed is None]
+        """Profiles of which nothing tells on which rows they were made."""
+        known = {one for listed in chosen.values() for row in listed or () for one in row}
+        taken = [at for at, row in enumerate(rows) if not known.isdisjoint(data.hashes(row.columns, row.prompt[0]))]
+        self.search_rows, self.test_rows = split(rows, settings.held_out, settings.seed, taken)
         self.rungs = rungs(len(everything), len(self.search_rows), self._for_search(len(everything)))
         self.candidates = everything[: self.rungs[0].num_candidates]
         made_with["profile_sha256"] = [hashlib.sha256(path.read_bytes()).hexdigest() for path in profiles] or None
         self.book: Scorebook[str] = Scorebook(
             lm=lm,
             rows=rows,
-            metric=metric(settings.metric, rows),
+            metric=found.metric,
             max_new_tokens=settings.max_new_tokens,
             path=out.with_suffix(".scores.jsonl"),
             header={
@@ -149,6 +160,7 @@ class Tuner:
             candidates=list(dict.fromkeys([NONE, DEFAULT, *self.candidates])),
             method_of=parse_method,
             columns_of=lambda name: {"method": name},
+            chosen_on=self.search_rows,
         )
 
     def _for_search(self, num_candidates: int) -> int:
@@ -201,6 +213,7 @@ class Tuner:
             num_held_out=len(self.test_rows),
             scores={name: mean(found) for name, found in points.items()},
             against={name: paired(points[best], points[name]) for name in (NONE, DEFAULT) if name != best},
+            failed={name: sum((name, row) in self.book.failed for row in self.test_rows) for name in finalists},
         )
 
     def _write(self, tuned: Tuned) -> None:
@@ -211,6 +224,7 @@ class Tuner:
             "held_out": {
                 "rows": tuned.num_held_out,
                 "scores": {name: asdict(score) for name, score in tuned.scores.items()},
+                "failed": tuned.failed,
                 "against": {
                     name: {**asdict(found), "p_holm": tuned.p_values[name]} for name, found in tuned.against.items()
                 },
@@ -220,10 +234,12 @@ class Tuner:
             journal.write(self.out, json.dumps(found, indent=1) + "\n")
 
 
-def split(rows: Sequence[Record], held_out: float, seed: int, num_seen: int = 0) -> tuple[list[int], list[int]]:
+def split(
+    rows: Sequence[Record], held_out: float, seed: int, taken: Collection[int] = ()
+) -> tuple[list[int], list[int]]:
     """Rows to search on and rows held out, drawn by chance; rows of one prompt are not torn apart.
 
-    The first `num_seen` rows are not held out. Raises `OptionError` where either part would have too few rows.
+    The rows `taken` are not held out. Raises `OptionError` where either part would have too few rows.
     """
     by_prompt: dict[str, list[int]] = {}
     for index, row in enumerate(rows):
@@ -232,13 +248,13 @@ def split(rows: Sequence[Record], held_out: float, seed: int, num_seen: int = 0)
     search: list[int] = []
     test: list[int] = []
     for group in random.Random(seed).sample(groups, len(groups)):
-        is_held_out = group[0] >= num_seen and len(test) + len(group) <= round(len(rows) * held_out)
+        is_held_out = not set(group) & set(taken) and len(test) + len(group) <= round(len(rows) * held_out)
         (test if is_held_out else search).extend(group)
     if min(len(search), len(test)) < SMALLEST_RUNG:
-        seen = f", the {min(num_seen, len(rows))} that the profile was made on not held out" if num_seen else ""
+        told = f", the {len(taken)} that the profile was made on not held out" if taken else ""
         raise OptionError(
             f"{len(rows)} rows are too few to search on some and test on others: {len(groups)} different prompts"
-            f"{seen} leave {len(search)} and {len(test)} rows, at least {SMALLEST_RUNG} each are needed"
+            f"{told} leave {len(search)} and {len(test)} rows, at least {SMALLEST_RUNG} each are needed"
         )
     return search, sorted(test)
 
@@ -249,15 +265,6 @@ def profile_paths(profile: str | None) -> list[Path]:
         return []
     named = read_spec(f"pasta:profile={profile}")[1]["profile"]
     return [Path(str(path)) for path in (named if isinstance(named, list) else [named])]
-
-
-def rows_seen(profile: Path, data_sha256: str) -> int:
-    """How many rows, from the first, of the data with this hash the profile was made on; 0 if nothing tells."""
-    begun = next(iter(journal.entries(scores_path(profile))), {}).get("settings")
-    if not isinstance(begun, dict) or begun.get("data_sha256") != data_sha256:
-        return 0
-    count = begun.get("num_rows")
-    return count if isinstance(count, int) else 0
 
 
 def fitting(names: Sequence[str], model: ModelShape) -> list[str]:

@@ -21,8 +21,9 @@ def command(
     profile: Annotated[
         str | None, typer.Option(help="gate: PASTA's file of heads; without it PASTA is left out.")
     ] = None,
-    limit: Annotated[int | None, typer.Option(help="Only the first rows of each file.")] = None,
-    shard: Annotated[str | None, typer.Option(help="i/n: every n-th row, from the i-th on (from 0).")] = None,
+    settings: options.SettingsFile = None,
+    limit: options.Limit = None,
+    shard: options.Shard = None,
     max_new_tokens: options.NewTokens = None,
     batch: Annotated[int, typer.Option(help="Answers at a time.")] = 32,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run that --out holds.")] = False,
@@ -30,12 +31,16 @@ def command(
     device: options.Device = "cpu",
     dtype: options.Dtype = "auto",
 ) -> None:
-    """Run one of the paper's ablations: `none`, default Directer, and the variants that NAME stands for."""
+    """Run one of the paper's ablations: `none`, default Directer, and the variants that NAME stands for.
+
+    --settings adds a method of your own.
+    """
     evaluate.run_tasks(
         [task],
         out,
         data,
         methods=",".join(spelled(name, seeds=seeds, profile=profile, levels=levels)),
+        settings=settings,
         limit=limit,
         shard=shard,
         max_new_tokens=max_new_tokens,

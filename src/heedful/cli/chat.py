@@ -33,6 +33,7 @@ HELP = """\
 def command(
     system: options.System = None,
     method: Annotated[str, typer.Option(help=options.METHOD)] = "directer",
+    settings: options.SettingsFile = None,
     policy: Annotated[
         str | None,
         typer.Option(
@@ -52,7 +53,7 @@ def command(
 ) -> None:
     """Talk to the model. What <heed>…</heed> marks, and the system message, holds from turn to turn; /help for more."""
     given: dict[str, Any] = {
-        "method": parse_method(method),
+        "method": parse_method(options.spelled(method, settings)),
         "when_full": when_full,
         "max_new_tokens": max_new_tokens,
         "sampling": Sampling(temperature, top_k, top_p, seed),

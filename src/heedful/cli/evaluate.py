@@ -13,9 +13,10 @@ from rich.markdown import Markdown
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from typer.core import TyperGroup
 
+from heedful import journal
 from heedful.checks import whole
 from heedful.cli import judge, options
-from heedful.errors import OptionError
+from heedful.data import shard as rows_of
 from heedful.sampling import Sampling
 
 Runner = Callable[..., None]
@@ -61,8 +62,8 @@ def run_tasks(
     ] = None,
     methods: Annotated[str, typer.Option(help="Separated by commas, as in `heedful compare`.")] = "none,directer",
     settings: options.SettingsFile = None,
-    limit: Annotated[int | None, typer.Option(help="Only the first rows of each file.")] = None,
-    shard: Annotated[str | None, typer.Option(help="i/n: every n-th row, from the i-th on (from 0).")] = None,
+    limit: options.Limit = None,
+    shard: options.Shard = None,
     max_new_tokens: options.NewTokens = None,
     auto: Annotated[
         bool, typer.Option("--auto", help="Find the instructions; do not use the task's own spans.")
@@ -73,6 +74,9 @@ def run_tasks(
     seeds: Annotated[int, typer.Option(help="Runs of each method, where tokens are drawn.")] = 3,
     batch: Annotated[int, typer.Option(help="Answers at a time.")] = 32,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run that --out holds.")] = False,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="--resume, and ask rows that failed again.")] = (
+        False
+    ),
     ray: options.RayAddress = None,
     replicas: options.Replicas = 1,
     cpus: options.Cpus = None,
@@ -83,7 +87,7 @@ def run_tasks(
     judge_model: judge.Name = None,
 ) -> None:
     """Run each TASK under every method (`run` may be left out); write each answer as it comes, then the report."""
-    from heedful.eval import report, run, runs, sources
+    from heedful.eval import report, run, runs, seen, sources
     from heedful.eval.tasks import TASKS, examples
     from heedful.methods import parse_methods
     from heedful.ray.cluster import connected
@@ -100,16 +104,23 @@ def run_tasks(
     console = Console(stderr=True, highlight=False)
     plans = []
     for name, places in given.items():
-        found, failed = examples(TASKS[name], _shard(sources.records(TASKS[name], places, limit), shard))
-        _tell_left_out(console, name, failed)
+        found, failed = examples(TASKS[name], rows_of(sources.records(TASKS[name], places, limit), shard))
+        options.tell_left_out(console, name, failed)
         TASKS[name].check()
-        plans.append(run.Plan(TASKS[name], found, named, out, batch, max_new_tokens, failed, sampling, seeds, spans))
+        chosen_on = seen.chosen_on(named, found, places)
+        for method, one in chosen_on.items():
+            for line in seen.told(method, one):
+                console.print(f"{name}: {line}", style="yellow", markup=False)
+        plan = run.Plan(
+            TASKS[name], found, named, out, batch, max_new_tokens, failed, sampling, seeds, spans, chosen_on
+        )
+        plans.append(plan)
     judging = judge.opened(judge_url, judge_model, given, plans[0].variants)
     if ray is None:
-        _run_all(console, *_here(model, device, dtype), plans, judging, resume)
+        _run_all(console, *_here(model, device, dtype), plans, judging, resume, retry_failed)
     else:
         with connected(ray):
-            _run_all(console, *_there(model, device, dtype, replicas, cpus), plans, judging, resume)
+            _run_all(console, *_there(model, device, dtype, replicas, cpus), plans, judging, resume, retry_failed)
     print(report.write(out, runs.gather(runs.read(out))))
 
 
@@ -133,13 +144,21 @@ def _there(model: str | None, device: str, dtype: str, replicas: int, cpus: floa
     return pool.facts, partial(evaluation.answer, pool)
 
 
-def _run_all(console: Console, facts: Any, runner: Runner, plans: list[Any], judging: Any, resume: bool) -> None:
+def _run_all(
+    console: Console, facts: Any, runner: Runner, plans: list[Any], judging: Any, resume: bool, retry_failed: bool
+) -> None:
     from heedful.eval import run
+
+    resume = resume or retry_failed
 
     for plan in plans:  # before the first answer: one that is refused later would end hours of work
         run.checked(facts, plan, resume=resume)
     for plan in plans:
-        run.begin(facts, plan, resume=resume)
+        with journal.alone(plan.folder):
+            run.begin(facts, plan, resume=resume)
+            count = run.forget_failed(plan) if retry_failed else 0
+        if count:
+            console.print(f"{plan.task.name}: {count} rows that failed are asked again", markup=False)
     for plan in plans:
         _run_one(console, runner, plan)
         if judging is not None:
@@ -152,25 +171,6 @@ def _run_one(console: Console, runner: Runner, plan: Any) -> None:
         total = len(plan.examples) * plan.task.num_turns
         bars = {name: bar.add_task(f"{plan.task.name} {name}", total=total, speed="") for name in plan.variants}
         runner(plan, resume=True, report=lambda now: _advance(bar, bars, now))
-
-
-def _tell_left_out(console: Console, task: str, failed: dict[str, str]) -> None:
-    """One line a reason: the first line of the data that it holds for, and how many more."""
-    places: dict[str, list[str]] = {}
-    for where, why in failed.items():
-        places.setdefault(why, []).append(where)
-    for why, found in places.items():
-        more = f" and {len(found) - 1} more" if len(found) > 1 else ""
-        console.print(f"{task}: left out: {found[0]}{more}: {why}", style="yellow", markup=False)
-
-
-def _shard(records: list[Any], shard: str | None) -> list[Any]:
-    if shard is None:
-        return records
-    index, slash, count = shard.partition("/")
-    if not (slash and index.isdecimal() and count.isdecimal() and int(index) < int(count)):
-        raise OptionError(f"--shard must be i/n with i from 0 to n - 1; got {shard!r}")
-    return records[int(index) :: int(count)]
 
 
 def _advance(bar: Progress, bars: dict[str, Any], now: Any) -> None:

@@ -53,7 +53,7 @@ def generate(
     job = Job(
         prompt=options.read_prompt(prompt, file, system),
         instructions=options.instructions(instruction, auto),
-        method=parse_method(method if settings is None else f"@{settings}", given),
+        method=parse_method(options.spelled(method, settings), given),
         max_new_tokens=max_new_tokens,
         sampling=Sampling(temperature, top_k, top_p, seed),
         stop=tuple(stop or ()),

@@ -15,6 +15,7 @@ from heedful.errors import OptionError
 def lm_eval(
     tasks: Annotated[str, typer.Option(help="Names or patterns of lm-eval, or YAML files; separated by commas.")],
     method: Annotated[str, typer.Option(help=options.METHOD)] = "directer",
+    settings: options.SettingsFile = None,
     include_path: Annotated[Path | None, typer.Option(help="A folder with tasks of your own.")] = None,
     limit: Annotated[int | None, typer.Option(help="Only the first documents of each task.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for lm-eval's result files, each answer included.")] = None,
@@ -37,6 +38,7 @@ def lm_eval(
     from heedful.harness.lm_eval_run import Plan, run
     from heedful.methods import parse_method
 
+    method = options.spelled(method, settings)
     whole("batch", batch, low=1)
     if limit is not None:
         whole("limit", limit, low=1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -32,6 +33,15 @@ Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1 …")]
 Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
 METHOD = f"One of {', '.join(NAMES)}; with options, as in spotlight:target=0.3 or pasta:profile=heads.json."
 SettingsFile = Annotated[Path | None, typer.Option("--settings", help="Method of a file made by `heedful tune`.")]
+Limit = Annotated[int | None, typer.Option(help="Only the first rows of each file.")]
+Shard = Annotated[str | None, typer.Option(help="i/n: every n-th row, from the i-th on (from 0).")]
+MetricName = Annotated[
+    str | None, typer.Option(help="json, regex, regex:PATTERN, exact, ifeval, ifeval-prompt or ifbench.")
+]
+TaskName = Annotated[
+    str | None,
+    typer.Option("--task", help="In place of --metric: rows, marks and score of this task of `heedful eval`."),
+]
 NewTokens = Annotated[int | None, typer.Option("--max-new-tokens", "-n", help="At most this many.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 Raw = Annotated[bool, typer.Option("--raw", help="The prompt as plain text, without the chat template.")]
@@ -43,6 +53,36 @@ Replicas = Annotated[int, typer.Option(help="With --ray: how many workers load t
 Cpus = Annotated[
     float | None, typer.Option(help="With --ray: CPUs, and threads, of each replica; else one, or less if few.")
 ]
+
+
+def metric_name(metric: str | None, task: str | None) -> str:
+    """What answers are scored by. Raises `OptionError` unless exactly one of the two is given."""
+    if (metric is None) == (task is None):
+        raise OptionError("say what answers are scored by: --metric, or --task with rows of that task; one of them")
+    return str(metric) if task is None else f"task:{task}"
+
+
+def tell_left_out(console: Any, what: str, failed: Mapping[str, str]) -> None:
+    """One line a reason: the first line of the data that it holds for, and how many more."""
+    places: dict[str, list[str]] = {}
+    for where, why in failed.items():
+        places.setdefault(why, []).append(where)
+    for why, found in places.items():
+        more = f" and {len(found) - 1} more" if len(found) > 1 else ""
+        console.print(f"{what}: left out: {found[0]}{more}: {why}", style="yellow", markup=False)
+
+
+def tell_cost(console: Any, search: Any, max_new_tokens: int, batch: int) -> None:
+    """What a `Tuner` or `Profiler` costs: answers and tokens before the first of them, minutes once some are there."""
+    count = search.num_answers
+    console.print(
+        f"{count} answers of at most {max_new_tokens} tokens to generate: at most {count * max_new_tokens:,} tokens"
+    )
+    each = search.seconds_each(batch)
+    if each:
+        console.print(
+            f"about {each * search.num_answers / 60:.0f} min, by the first {count - search.num_answers} answers"
+        )
 
 
 def read_prompt(prompt: str | None, file: Path | None, system: str | None) -> Messages:
@@ -68,6 +108,11 @@ def instructions(marked: list[str] | None, auto: bool = False) -> Instructions:
     if not marked:
         return AUTO if auto else None
     return marked[0] if len(marked) == 1 and (marked[0] in ROLES or is_auto(marked[0])) else list(marked)
+
+
+def spelled(method: str, settings: Path | None) -> str:
+    """The method as `parse_method` reads it: that of the settings file where one is given."""
+    return method if settings is None else f"@{settings}"
 
 
 def needs_ray(ray: str | None, replicas: int, cpus: float | None) -> None:

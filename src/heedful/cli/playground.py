@@ -20,6 +20,7 @@ def command(
     method: Annotated[
         str, typer.Option(help="Offered first; may name a profile, as in pasta:profile=FILE.")
     ] = "directer",
+    settings: options.SettingsFile = None,
     max_batch: Annotated[int, typer.Option(min=1, help="Answers at a time, over all open pages.")] = 8,
     max_context: Annotated[
         int | None, typer.Option(min=1, help="Tokens of prompt and answer; else ≤ 4096, by memory.")
@@ -35,6 +36,7 @@ def command(
         api_key_file=api_key_file,
         insecure=insecure,
         method=method,
+        settings=settings,
         max_batch=max_batch,
         max_context=max_context,
         playground=True,

@@ -22,6 +22,7 @@ def serve(
         str, typer.Option(help="tags; system: system and developer messages too; auto: what is found.")
     ] = "tags",
     method: Annotated[str, typer.Option(help=f"For requests that name none. {options.METHOD}")] = "directer",
+    settings: options.SettingsFile = None,
     max_batch: Annotated[int, typer.Option(min=1, help="Answers at a time.")] = 16,
     max_queue: Annotated[int, typer.Option(min=0, help="Requests that may wait; more are refused (429).")] = 64,
     max_context: Annotated[
@@ -43,14 +44,15 @@ def serve(
 ) -> None:
     """Serve a model over OpenAI's API, on this machine alone unless told otherwise."""
     try:
-        from heedful.serve import config as settings
+        from heedful.serve import config as configs
         from heedful.serve import launch, marking, run, worker
     except ImportError as error:
         raise OptionError(f"the server needs its extra: pip install 'heedful[serve]' ({error})") from error
+    method = options.spelled(method, settings)
     page = _playground() if playground else None
-    keys = settings.read_keys(api_key_file)
-    settings.refuse_open_door(host, bool(keys), insecure)
-    config = settings.Config(
+    keys = configs.read_keys(api_key_file)
+    configs.refuse_open_door(host, bool(keys), insecure)
+    config = configs.Config(
         model_name=model or "default",
         heed=heed,  # type: ignore[arg-type]
         method=method,

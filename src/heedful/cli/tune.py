@@ -17,13 +17,16 @@ from heedful.tuning import DEFAULT_METHODS, NONE, Settings, Tuned, Tuner
 
 
 def command(
-    data: Annotated[Path, typer.Option(help="JSONL of prompts with marked instructions.")],
-    metric: Annotated[str, typer.Option(help="json, regex, regex:PATTERN, exact, ifeval, ifeval-prompt or ifbench.")],
+    data: Annotated[Path, typer.Option(help="JSONL of prompts with marked instructions, or rows of --task.")],
+    metric: options.MetricName = None,
+    task: options.TaskName = None,
     out: Annotated[Path, typer.Option(help="The settings file; its scores are kept beside it.")] = Path("tuned.json"),
     methods: Annotated[str, typer.Option(help="What to search, separated by commas.")] = ",".join(DEFAULT_METHODS),
     profile: Annotated[str | None, typer.Option(help="pasta: file of heads.")] = None,
     budget: Annotated[int | None, typer.Option(help="Answers to generate in all.", show_default="27 settings")] = None,
     held_out: Annotated[float, typer.Option(help="Share of the rows for the final test.")] = Settings.held_out,
+    limit: options.Limit = None,
+    shard: options.Shard = None,
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", "-n")] = Settings.max_new_tokens,
     seed: Annotated[int, typer.Option(help="For the split and the order of settings.")] = Settings.seed,
     batch: Annotated[int, typer.Option(help="Answers at a time.")] = 32,
@@ -33,24 +36,30 @@ def command(
 ) -> None:
     """Search method, strength, threshold and schedule on your prompts; test the winner on prompts it never saw."""
     names = tuple(name.strip() for name in methods.split(",") if name.strip())
-    settings = Settings(str(data), metric, names, profile, budget, held_out, max_new_tokens, seed)
+    name = options.metric_name(metric, task)
+    settings = Settings(str(data), name, names, profile, budget, held_out, max_new_tokens, seed, limit, shard)
     console = Console(stderr=True, highlight=False)
     tuner = Tuner(options.load_quietly(model, device, dtype), settings, out)
-    each = tuner.seconds_each(batch)
-    cost = f", about {each * tuner.num_answers / 60:.0f} min" if each else ""
+    for path in tuner.unknown:
+        console.print(
+            f"nothing tells on which rows {path} was made: they may be held out", style="yellow", markup=False
+        )
+    options.tell_left_out(console, name, tuner.left_out)
     rounds = ", then ".join(f"{rung.num_candidates} settings on {rung.num_rows} rows" for rung in tuner.rungs)
     console.print(f"{rounds}; the winner, none and directer on {len(tuner.test_rows)} held-out rows")
-    console.print(f"{tuner.num_answers} answers of at most {max_new_tokens} tokens to generate{cost}")
+    options.tell_cost(console, tuner, max_new_tokens, batch)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console) as bar:
-        task = bar.add_task("searching", total=None)
+        shown = bar.add_task("searching", total=None)
         tuned = tuner.run(
-            batch, lambda now: bar.update(task, completed=now.done, total=now.total, description=now.stage)
+            batch, lambda now: bar.update(shown, completed=now.done, total=now.total, description=now.stage)
         )
-        bar.update(task, completed=bar.tasks[task].total)
-    shown = Console(highlight=False)
-    shown.print(_table(tuned))
-    shown.print(Text(verdict(tuned)))
+        bar.update(shown, completed=bar.tasks[shown].total)
+    if tuner.book.failed:
+        console.print(tuner.book.told_failed, style="yellow", markup=False)
+    result = Console(highlight=False)
+    result.print(_table(tuned))
+    result.print(Text(verdict(tuned)))
     print(out)
 
 
@@ -66,6 +75,9 @@ def _table(tuned: Tuned) -> Table:
             row += [f"{gain.value:+.3f} [{gain.low:+.3f}, {gain.high:+.3f}]", str(found.fixed), str(found.broken)]
             row.append(f"{tuned.p_values[name]:.3f}")
         table.add_row(*map(Text, row))
+    if any(tuned.failed.values()):
+        counts = ", ".join(f"{name} {count}" for name, count in tuned.failed.items() if count)
+        table.caption = f"failed, and no point here: {counts}"
     return table
 
 

@@ -15,7 +15,6 @@ from functools import partial
 
 from heedful.eval.paired import BASELINE, Mean
 from heedful.eval.runs import Comparison, Entry
-from heedful.eval.tables import rate
 from heedful.eval.times import Time
 
 MOST_METRICS = 4
@@ -216,7 +215,7 @@ def sensitivity(comparison: Comparison) -> list[Map]:
 
 
 def speed(comparison: Comparison) -> Bars | None:
-    """Tokens a second; on several machines, a bar each."""
+    """Tokens a second of one process; on several machines, a bar each."""
     found = {
         (label, hardware): spent
         for label, entry in comparison.entries.items()
@@ -229,8 +228,12 @@ def speed(comparison: Comparison) -> Bars | None:
         for hardware in dict.fromkeys(hardware for _, hardware in found)
     }
     batches = ", ".join(dict.fromkeys(str(run.settings["batch"]) for run in comparison.runs))
-    return Bars(f"generated tokens a second, batch {batches}\n{'; '.join(series)}", labels, series) if labels else None
+    return (
+        Bars(f"generated tokens a second of one process, batch {batches}\n{'; '.join(series)}", labels, series)
+        if labels
+        else None
+    )
 
 
 def _rate(spent: Time | None) -> Bar | None:
-    return Bar(rate(spent)) if spent else None
+    return Bar(spent.rate) if spent else None

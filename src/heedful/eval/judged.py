@@ -88,8 +88,19 @@ def judge_run(
     """Has whatever is not judged yet judged, each verdict written as it comes; `report(done, total)` counts questions.
 
     Failures of an earlier call are asked again. Raises `OptionError` where the file holds another judge's verdicts or
-    cannot be written, `JudgeError` where the judge cannot be had.
+    cannot be written, or another process writes to the folder, `JudgeError` where the judge cannot be had.
     """
+    with journal.alone(folder):
+        _judge_run(folder, judge, asked, concurrency, report)
+
+
+def _judge_run(
+    folder: Path,
+    judge: Judge,
+    asked: Sequence[str] | None,
+    concurrency: int,
+    report: Callable[[int, int], None],
+) -> None:
     header, path = read_header(folder / "run.json"), folder / FILE
     records = read_answers(folder, header)
     names = criteria_for(header["settings"]["task"], records, asked)
@@ -166,9 +177,20 @@ def _wanted(records: Records, names: Sequence[str]) -> Iterator[Judgement]:
             for key, record in answers.items():
                 if name not in criteria.PAIRWISE:
                     yield _alone(name, method, key, record)
-                elif (baseline := baseline_of(method, records)) is not None and key in records[baseline]:
+                    continue
+                baseline = records.get(baseline_of(method, records) or "", {}).get(key)
+                if baseline is not None and _is_same_prompt(record, baseline):
                     for order in ORDERS:
-                        yield _pair(name, method, key, order, record, records[baseline][key])
+                        yield _pair(name, method, key, order, record, baseline)
+
+
+def _is_same_prompt(record: Record, baseline: Record) -> bool:
+    """Whether two answers can be compared: a conversation's later prompts hold each method's own answers before.
+
+    That of a failed row is not kept, and its judgement fails whatever it was.
+    """
+    prompts = {one.get("prompt") for one in (record, baseline) if "failed" not in one}
+    return len(prompts) < 2
 
 
 def _alone(name: str, method: str, key: str, record: Record) -> Judgement:
@@ -222,6 +244,8 @@ def _with_verdicts(records: Records, method: str, key: str, lines: Mapping[Any, 
     baseline = records.get(baseline_of(method, records) or "", {}).get(key)
     for name in criteria.CRITERIA if lines else ():
         is_pair = name in criteria.PAIRWISE
+        if is_pair and baseline is not None and not _is_same_prompt(record, baseline):
+            continue
         orders = ORDERS if is_pair else (None,)
         digest = _digest(record, baseline) if is_pair and baseline else _digest(record)
         found = [line for order in orders if (line := lines.get((name, method, key, order))) is not None]
@@ -268,7 +292,8 @@ def section(records: Records, table: Callable[[Sequence[str], Sequence[Sequence[
         found.append(
             f"Judged by {judges}. Pairs are against `{BASELINE}`, asked in both orders, a win 100, a tie 50: 50 is as "
             "good. Where the orders disagree, position decided, not the answer. Failed and unasked rows are in no "
-            f"mean. Better or worse: the interval excludes 50, and a sign test of won against lost gives p < {LEVEL}, "
+            f"mean; later turns of a conversation are asked about only where both methods' prompts are the "
+            "same. Better or worse: the interval excludes 50, and a sign test of won against lost gives p < {LEVEL}, "
             "corrected by Holm over the rows."
             "\n\n" + table(head, rows)
         )

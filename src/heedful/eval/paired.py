@@ -49,6 +49,9 @@ class Paired:
 
 Points = Mapping[str, tuple[float, float]]
 """By example: points had, and the most that could be had."""
+Strata = Mapping[str, tuple[str, float]]
+"""By example: the part of the task that it belongs to, and that part's weight. Each part's share is taken first, then
+their weighted mean; where nothing is said, all examples are one part."""
 
 
 def baseline_of(method: str, names: Collection[str]) -> str | None:
@@ -60,14 +63,18 @@ def baseline_of(method: str, names: Collection[str]) -> str | None:
     return next((one for one in (same_seed if at else BASELINE, BASELINE) if one in names), None)
 
 
-def mean(points: Points) -> Mean:
-    """Points had over points to be had, resampled by prompt."""
-    had, most = np.array([points[key] for key in sorted(points)], dtype=float).T
-    return _bootstrap([had, most], lambda had, most: had / most)
+def mean(points: Points, strata: Strata = {}) -> Mean:  # noqa: B006 (never written to)
+    """Points had over points to be had, resampled by prompt (within each part of the task)."""
+    keys = sorted(points)
+    had, most = np.array([points[key] for key in keys], dtype=float).T
+    return _bootstrap([had, most], lambda had, most: had / most, [strata.get(key, ("", 1.0)) for key in keys])
 
 
-def paired(points: Points, baseline: Points) -> Paired:
-    """`points` against `baseline` on the prompts that both have. Raises `ValueError` where there is none."""
+def paired(points: Points, baseline: Points, strata: Strata = {}) -> Paired:  # noqa: B006 (never written to)
+    """`points` against `baseline` on the prompts that both have. Raises `ValueError` where there is none.
+
+    `strata` weigh the difference; prompts fixed and broken are counted, each as one.
+    """
     shared = sorted(set(points) & set(baseline))
     if not shared:
         raise ValueError("the two have no prompt in common")
@@ -76,6 +83,7 @@ def paired(points: Points, baseline: Points) -> Paired:
     difference = _bootstrap(
         [ours, most, theirs, most_too],
         lambda a, b, c, d: a / b - c / d,
+        [strata.get(key, ("", 1.0)) for key in shared],
     )
     change = ours / most - theirs / most_too
     fixed, broken = int((change > 1e-9).sum()), int((change < -1e-9).sum())
@@ -104,18 +112,30 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return corrected
 
 
-def _bootstrap(samples: list[Any], statistic: Callable[..., Any]) -> Mean:
-    """The statistic of sums with its percentile interval over resampled prompts, seeded; of one prompt, a point."""
-    values = np.stack(samples, axis=1)
-    value, count = float(statistic(*values.sum(0))), len(values)
+def _bootstrap(samples: list[Any], statistic: Callable[..., Any], strata: Sequence[tuple[str, float]]) -> Mean:
+    """The statistic of sums with its percentile interval over resampled prompts, seeded; of one prompt, a point.
+
+    `strata`: of each prompt, its part and the part's weight; the statistics of the parts are averaged by weight.
+    """
+    parts = {name: [at for at, (other, _) in enumerate(strata) if other == name] for name, _ in sorted(set(strata))}
+    weights = dict(strata)
+    values = [np.stack(samples, axis=1)[rows] for rows in parts.values()]
+
+    def averaged(sums: Sequence[Any]) -> Any:
+        weighted = [weights[name] * statistic(*each) for name, each in zip(parts, sums, strict=True)]
+        return sum(weighted) / sum(weights[name] for name in parts)
+
+    value, count = float(averaged([each.sum(0) for each in values])), len(strata)
     if count == 1:
         return Mean(value, value, value, count)
-    low, high = np.quantile(statistic(*(_resamples(count) @ values.astype(np.float32)).T.astype(float)), (0.025, 0.975))
+    drawn = _resamples(tuple(map(len, values)))
+    sums = [(times @ each.astype(np.float32)).T.astype(float) for times, each in zip(drawn, values, strict=True)]
+    low, high = np.quantile(averaged(sums), (0.025, 0.975))
     return Mean(value, float(low), float(high), count)
 
 
 @lru_cache(maxsize=2)
-def _resamples(count: int) -> Any:
-    """How often each prompt stands in each resample, `(NUM_RESAMPLES, count)`: one draw serves all means."""
-    shape = np.full(count, 1 / count)
-    return np.random.default_rng(0).multinomial(count, shape, NUM_RESAMPLES).astype(np.float32)
+def _resamples(counts: tuple[int, ...]) -> Any:
+    """How often each prompt stands in each resample, `(NUM_RESAMPLES, count)` a part: one draw serves all means."""
+    draw = np.random.default_rng(0)
+    return [draw.multinomial(count, np.full(count, 1 / count), NUM_RESAMPLES).astype(np.float32) for count in counts]

@@ -7,15 +7,21 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from heedful.errors import OptionError
-from heedful.eval import figures, judged, page, tables
+from heedful.eval import figures, judged, page, seen, tables
 from heedful.eval.figures import Drawn
 from heedful.eval.paired import BASELINE, LEVEL
-from heedful.eval.runs import DEFAULT, Comparison, Run, short_commit
+from heedful.eval.runs import DEFAULT, Comparison, Entry, Run, short_commit
 from heedful.eval.tables import escape
 
 NOISE = (
     "p: McNemar's exact test of fixed against broken prompts, corrected by Holm over the rows of the table. Bold: the "
     f"bootstrap 95 % interval excludes 0, p < {LEVEL}, and both point the same way. All else lies inside the noise."
+)
+
+PARTS = (
+    "The scores above are means over the parts of the task that have rows, weighted by what a perfect answer to each "
+    "earns; intervals resample prompts within each part, and differences are weighted alike. A refusal: what an answer "
+    "that only declines scores by these rules."
 )
 
 
@@ -62,19 +68,21 @@ def _section(comparison: Comparison, drawn: Mapping[str, Drawn]) -> str:
         "prompts scored alike.",
         tables.scores(comparison),
         _figure(drawn, "accuracy"),
+        *_titled("Over parts of the task", PARTS, tables.parts(comparison)),
         *_differences(comparison),
         *judged.section({escape(label): entry.records for label, entry in comparison.entries.items()}, tables.table),
         *_titled("Over seeds", "Mean ± standard deviation over seeds.", tables.seeds(comparison)),
         *_strengths(drawn),
         *_steering(comparison, drawn),
         "### Answers",
-        "Medians over answers: perplexity under the raw model, length in words, share of different word pairs, share "
-        "of four-word runs seen before. Cut off: answers that ran into the limit of tokens.",
+        "Medians over answers: perplexity under the raw model, length in words, shares of different words, word pairs "
+        "and triples, share of four-word runs seen before. Cut off: answers that ran into the limit of tokens.",
         tables.texts(comparison),
         *_titled(
             "Speed",
-            "Tokens over wall seconds of generating: prefill and the batch that empties at the end count, judging does "
-            "not. Methods ran one after the other: what else the machine did is in these numbers.",
+            "Of one process: tokens over wall seconds of generating. Prefill and the batch that empties at the end "
+            "count, judging does not. Methods ran one after the other: what else the machine did is in these numbers. "
+            "Sum over shards: their speeds added up, which is that of all of them if they ran side by side.",
             tables.speed(comparison),
             _figure(drawn, "speed"),
         ),
@@ -110,16 +118,34 @@ def _warnings(comparison: Comparison) -> list[str]:
         told.append(
             f"**Not finished**: {escape(', '.join(short))} prompts. Scores of different prompts do not compare."
         )
+    if alone := [entry.label for entry in comparison.unpaired]:
+        told.append(
+            f"**Not compared with `{BASELINE}`**: {escape(', '.join(alone))}. There is no `{BASELINE}` of the same run "
+            "on the same prompts; runs of other methods on the same prompts are joined where settings, commit, "
+            "versions and batch are the same."
+        )
+    for entry in entries:
+        if entry.chosen_on is not None:
+            told += [f"**{escape(one)}**" for one in seen.told(entry.label, entry.chosen_on)]
     left_out = {where: why for run in comparison.runs for where, why in run.settings["left_out"].items()}
     if left_out:
         where, why = next(iter(left_out.items()))
         told.append(f"**{len(left_out)} lines of the data were left out**; the first, {escape(where)}: {escape(why)}")
-    failures = [(e, r) for e in entries for r in e.records.values() if "failed" in r]
-    if failures:
-        entry, first = failures[0]
-        where = escape(f"{entry.label}, {first['key']}: {first['failed']}")
-        told.append(f"**{len(failures)} rows failed** and score nothing; the first, {where}")
-    return told
+    return [*told, *_failures(list(entries))]
+
+
+def _failures(entries: Sequence[Entry]) -> list[str]:
+    failing = [entry for entry in entries if entry.failed]
+    if not failing:
+        return []
+    first = next(record for record in failing[0].records.values() if "failed" in record)
+    where = escape(f"{failing[0].label}, {first['key']}: {first['failed']}")
+    counts = escape(", ".join(f"{entry.label} {len(entry.failed)} of {len(entry.records)}" for entry in failing))
+    return [
+        f"**{sum(len(entry.failed) for entry in failing)} rows failed** ({counts}): they could not be asked, answered "
+        "or judged. They stay in the means as no point; paired comparisons leave their prompts out, and call a "
+        f"difference better or worse only if it holds with them as no point too. The first, {where}"
+    ]
 
 
 def _differences(comparison: Comparison) -> list[str]:

@@ -46,6 +46,8 @@ class Plan:
     sampling: Sampling = Sampling()
     num_seeds: int = 1
     spans: Literal["given", "auto"] = "given"
+    chosen_on: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """By method, which of these prompts it was chosen on; see `heedful.eval.seen`."""
 
     @property
     def folder(self) -> Path:
@@ -92,16 +94,22 @@ class Progress:
 
 def run(lm: LM, plan: Plan, *, resume: bool = False, report: Callable[[Progress], None] = lambda _: None) -> None:
     """Answers and judges whatever is missing. Raises `OptionError` where `plan.out` holds another run, or any run
-    without `resume`, and where the disk is full."""
+    without `resume`, where another process writes to it, and where the disk is full."""
     facts = facts_of(lm)
-    begin(facts, plan, resume=resume)
+    checked(facts, plan, resume=resume)  # before the folder is made
+    with journal.alone(plan.folder):
+        begin(facts, plan, resume=resume)
+        _answer(lm, plan, facts.hardware, report)
+
+
+def _answer(lm: LM, plan: Plan, hardware: str, report: Callable[[Progress], None]) -> None:
     marked = with_spans(plan)
     count = 0
     for name, variant in plan.variants.items():
         done = opened(plan, name)
         if done is None:
             continue
-        part, clock = part_of(plan, name), clock_of(plan, name, facts.hardware)
+        part, clock = part_of(plan, name), clock_of(plan, name, hardware)
         with journal.kept(part), part.open("a", encoding="utf-8") as file:
             for record in all_turns(lm, marked, variant, done, clock):
                 count += int(record.get("generated_tokens", 0))
@@ -122,6 +130,22 @@ def opened(plan: Plan, name: str) -> Records | None:
         done = read_records(part)
         journal.rewrite(part, done.values())
     return done
+
+
+def forget_failed(plan: Plan) -> int:
+    """Takes the rows that failed out of the records of every variant, so that they are asked again; how many there
+    were."""
+    count = 0
+    for name in plan.variants:
+        final, part = plan.folder / file_name(name), part_of(plan, name)
+        records = read_records(final if final.exists() else part)
+        kept = {key: record for key, record in records.items() if "failed" not in record}
+        if len(kept) < len(records):
+            count += len(records) - len(kept)
+            with journal.kept(part):
+                journal.rewrite(part, kept.values())
+                final.unlink(missing_ok=True)
+    return count
 
 
 def finish(plan: Plan, name: str, done: Records) -> None:
@@ -289,7 +313,8 @@ def header(facts: Facts, plan: Plan) -> dict[str, Any]:
         "max_new_tokens": plan.max_new_tokens,
         "batch": plan.batch,
     }
-    return provenance.header(settings, facts.hardware)
+    # Beside the settings, not among them: it changes no answer, and runs begun without it may be gone on with.
+    return {**provenance.header(settings, facts.hardware), "chosen_on": dict(plan.chosen_on)}
 
 
 def _digest(example: Example) -> str:
@@ -299,7 +324,8 @@ def _digest(example: Example) -> str:
 
 
 def begin(facts: Facts, plan: Plan, *, resume: bool = False) -> None:
-    """Writes the header, that of a run which is gone on with and of this one in one. Raises as `checked` does."""
+    """Writes the header, that of a run which is gone on with and of this one in one. Raises as `checked` does; keeps no
+    other process out (`journal.alone` does)."""
     path = plan.folder / "run.json"
     wanted = checked(facts, plan, resume=resume)
     with journal.kept(path):
@@ -317,7 +343,9 @@ def checked(facts: Facts, plan: Plan, *, resume: bool = False) -> dict[str, Any]
         return wanted
     if not resume:
         raise OptionError(f"{path.parent} holds a run already: go on with it by --resume, or choose another --out")
-    return provenance.merged(path, read_header(path), json.loads(json.dumps(wanted)))
+    found = read_header(path)
+    chosen_on = {**found.get("chosen_on", {}), **wanted["chosen_on"]}
+    return {**provenance.merged(path, found, json.loads(json.dumps(wanted))), "chosen_on": chosen_on}
 
 
 def read_header(path: Path) -> dict[str, Any]:

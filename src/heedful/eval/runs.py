@@ -2,31 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from heedful.errors import OptionError
-from heedful.eval import judged, times
-from heedful.eval.paired import Mean, Points, baseline_of, mean
+from heedful.eval import criteria, judged, times
+from heedful.eval.paired import BASELINE, Mean, Points, baseline_of, mean
 from heedful.eval.run import read_answers, read_header
+from heedful.eval.tasks import TASKS, Parts
+from heedful.eval.times import Times
 from heedful.provenance import both
 
 DEFAULT = "directer"
 Records = dict[str, dict[str, Any]]
+Rule = Callable[["Run", "Run"], bool]
 NOT_SETTINGS = ("methods", "keys", "prompts", "left_out")
 """What parts of one run may differ in, besides the batch."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """One task's run: its header, each method's records by key, and how long they took."""
+    """One task's run: its header, each method's records by key, and how long they took; `part_times`: how long each of
+    the runs took that were joined to this one, none where it is one by itself."""
 
     header: dict[str, Any]
     records: dict[str, Records]
-    times: times.Times = field(default_factory=dict)
+    times: Times = field(default_factory=dict)
+    part_times: tuple[Times, ...] = ()
+
+    def rates(self, method: str, hardware: str) -> list[float]:
+        """Tokens a second of each part of the run that the method ran in on such a machine."""
+        spent = [part.get(method, {}).get(hardware) for part in self.part_times or (self.times,)]
+        return [one.rate for one in spent if one is not None and one.seconds]
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -56,6 +67,11 @@ class Entry:
         """The answers by key."""
         return self.run.records[self.method]
 
+    @cached_property
+    def failed(self) -> set[str]:
+        """The keys of rows that could not be asked or judged."""
+        return {key for key, record in self.records.items() if "failed" in record}
+
     @property
     def answered(self) -> list[dict[str, Any]]:
         """The answers but for rows that failed."""
@@ -82,9 +98,29 @@ class Entry:
         """How many prompts the run was to answer."""
         return len(self.run.settings["keys"])
 
+    @property
+    def chosen_on(self) -> dict[str, Any] | None:
+        """Which of the run's prompts the method was chosen on (see `heedful.eval.seen`); None where that is no matter,
+        or was not looked into."""
+        found: dict[str, Any] = self.run.header.get("chosen_on", {})
+        return found.get(self.method, found.get(self.method.rpartition("@")[0]))
+
+    @property
+    def parts(self) -> Parts | None:
+        """What the task's metrics are averaged over, where that is not its rows."""
+        task = TASKS.get(self.run.settings["task"])
+        return None if task is None else task.parts
+
     def points(self, metric: str) -> dict[str, tuple[float, float]]:
         """A metric's points by example."""
         return self.run.points(self.method, metric)
+
+    def strata(self, metric: str) -> dict[str, tuple[str, float]]:
+        """By example, the part of the task that it belongs to, and its weight; none where rows are averaged."""
+        if self.parts is None or metric in criteria.CRITERIA:
+            return {}
+        names = {key: self.parts.of(key) for key in self.records}
+        return {key: (name, self.parts.weights[name]) for key, name in names.items()}
 
 
 @dataclass(frozen=True)
@@ -125,10 +161,12 @@ class Comparison:
     @cached_property
     def scores(self) -> dict[str, dict[str, Mean]]:
         """The mean of each metric with its interval, by entry and metric, where there is any."""
-        return {
-            label: {m: mean(points) for m in self.metrics if (points := entry.points(m))}
-            for label, entry in self.entries.items()
-        }
+        found: dict[str, dict[str, Mean]] = {label: {} for label in self.entries}
+        for metric in self.metrics:  # one metric after the other: its resamples serve every entry
+            for label, entry in self.entries.items():
+                if points := entry.points(metric):
+                    found[label][metric] = mean(points, entry.strata(metric))
+        return found
 
     @property
     def against_none(self) -> list[tuple[Entry, Entry]]:
@@ -140,6 +178,18 @@ class Comparison:
             if baseline is not None:
                 pairs.append((entry, by_run[id(entry.run), baseline]))
         return pairs
+
+    @property
+    def unpaired(self) -> list[Entry]:
+        """The steered entries that nothing can be said of against `none`: their run has none, or none on the same
+        prompts, failed rows aside."""
+        entries = [entry for entry in self.entries.values() if entry.method.partition("@")[0] != BASELINE]
+        paired = {
+            entry.label
+            for entry, plain in self.against_none
+            if (entry.records.keys() - entry.failed) & (plain.records.keys() - plain.failed)
+        }
+        return [entry for entry in entries if entry.label not in paired]
 
     @property
     def against_default(self) -> list[tuple[Entry, Entry]]:
@@ -183,31 +233,81 @@ def _read_one(folder: Path) -> Run:
 
 
 def gather(found: Sequence[Run]) -> list[Comparison]:
-    """The runs by task: parts of one run joined, and what is left put side by side, labelled by what differs."""
+    """The runs by task: parts of one run joined, and what is left put side by side, labelled by what differs.
+
+    What is joined does not hang on the order of `found`; what is compared with the first run does.
+    """
     by_task: dict[str, list[Run]] = {}
     for run in found:
-        listed = by_task.setdefault(run.settings["task"], [])
-        at = next((at for at, other in enumerate(listed) if _are_parts(other, run)), None)
+        by_task.setdefault(run.settings["task"], []).append(run)
+    return [_compared(task, _whole(listed)) for task, listed in by_task.items()]
+
+
+def _whole(listed: Sequence[Run]) -> list[Run]:
+    """The runs with all parts joined, in the order of their first parts."""
+    order = sorted(range(len(listed)), key=lambda at: (str(listed[at].header["started"]), _spelled(listed[at])))
+    parts = [(at, listed[at]) for at in order]
+    rules = iter(RULES)
+    while (rule := next(rules, None)) is not None:
+        count = len(parts)
+        parts = _joined_by(rule, parts)
+        if len(parts) < count:  # what is whole now may be a part by an earlier rule
+            rules = iter(RULES)
+    return [run for _, run in sorted(parts, key=lambda part: part[0])]
+
+
+def _spelled(run: Run) -> str:
+    return json.dumps([run.header, run.records], sort_keys=True, default=str)
+
+
+def _joined_by(rule: Rule, parts: Sequence[tuple[int, Run]]) -> list[tuple[int, Run]]:
+    """One pass: each run takes in whatever is a part of it; it stands where the first of its parts was named."""
+    done: list[tuple[int, Run]] = []
+    for place, run in parts:
+        at = next((at for at, (_, other) in enumerate(done) if _agree(other, run) and rule(other, run)), None)
         if at is None:
-            listed.append(run)
+            done.append((place, run))
         else:
-            listed[at] = _joined(listed[at], run)
-    return [_compared(task, listed) for task, listed in by_task.items()]
+            done[at] = (min(done[at][0], place), _joined(done[at][1], run))
+    return done
 
 
-def _are_parts(first: Run, second: Run) -> bool:
-    """Whether two runs with the same settings answered different prompts; or, at the same commit, ran other methods."""
-    if _fixed(first) != _fixed(second):
-        return False
+def _agree(first: Run, second: Run) -> bool:
+    """Whether two runs have the same settings, their common methods' among them."""
     mine, theirs = first.settings["methods"], second.settings["methods"]
-    if any(theirs.get(name, described) != described for name, described in mine.items()):
-        return False
-    if not set(first.settings["keys"]) & set(second.settings["keys"]):
-        return True
-    same_code = all(first.header[name] == second.header[name] for name in ("commit", "versions"))
-    same_batch = first.settings["batch"] == second.settings["batch"]
-    same_rows = first.settings.get("prompts") == second.settings.get("prompts")
-    return same_code and same_batch and same_rows and not set(mine) & set(theirs)
+    return _fixed(first) == _fixed(second) and all(mine[name] == theirs[name] for name in mine.keys() & theirs.keys())
+
+
+def _has_other_methods(first: Run, second: Run) -> bool:
+    """Whether two runs asked other methods the same prompts, by the same code."""
+    mine, theirs = first.settings, second.settings
+    is_same = set(mine["keys"]) == set(theirs["keys"]) and mine.get("prompts") == theirs.get("prompts")
+    return is_same and not mine["methods"].keys() & theirs["methods"].keys() and _has_same_code(first, second)
+
+
+def _has_other_prompts(first: Run, second: Run) -> bool:
+    """Whether two runs asked a common method other prompts."""
+    mine, theirs = first.settings, second.settings
+    return bool(mine["methods"].keys() & theirs["methods"].keys()) and not set(mine["keys"]) & set(theirs["keys"])
+
+
+def _has_same_code(first: Run, second: Run) -> bool:
+    return _made_by(first) == _made_by(second)
+
+
+def _made_by(run: Run) -> list[tuple[str, set[str]]]:
+    """What answers hang on besides the settings, whatever the order in which a joined run names it."""
+    named = {"commit": run.header["commit"], "batch": run.settings["batch"], **run.header["versions"]}
+    return [(name, set(str(value).split("; "))) for name, value in sorted(named.items())]
+
+
+RULES: tuple[Rule, ...] = (
+    _has_other_methods,
+    lambda first, second: _has_other_prompts(first, second) and _has_same_code(first, second),
+    _has_other_prompts,
+)
+"""By which two runs with the same settings are parts of one, the surest first: so that each shard has all its methods
+before shards are joined, and those of one commit before those of several."""
 
 
 def _fixed(run: Run) -> dict[str, Any]:
@@ -219,7 +319,8 @@ def _joined(first: Run, second: Run) -> Run:
     mine, theirs = first.settings, second.settings
     settings = {
         **mine,
-        **{name: {**mine.get(name, {}), **theirs.get(name, {})} for name in ("methods", "prompts", "left_out")},
+        **{name: {**mine.get(name, {}), **theirs.get(name, {})} for name in ("prompts", "left_out")},
+        "methods": {**mine["methods"], **theirs["methods"]},
         "keys": list(dict.fromkeys([*mine["keys"], *theirs["keys"]])),
         "batch": both(mine["batch"], theirs["batch"]),
     }
@@ -228,10 +329,21 @@ def _joined(first: Run, second: Run) -> Run:
         name: both(first.header["versions"].get(name), value) for name, value in second.header["versions"].items()
     }
     started = min(str(first.header["started"]), str(second.header["started"]))
-    names = dict.fromkeys([*first.records, *second.records])
+    names = sorted(dict.fromkeys([*first.records, *second.records]), key=lambda name: name.split("@")[0] != BASELINE)
     records = {name: {**first.records.get(name, {}), **second.records.get(name, {})} for name in names}
     header = {**first.header, **named, "versions": versions, "settings": settings, "started": started}
-    return Run(header, records, times.added(first.times, second.times))
+    header["chosen_on"] = _chosen_on(first.header.get("chosen_on", {}), second.header.get("chosen_on", {}))
+    parts = (*(first.part_times or (first.times,)), *(second.part_times or (second.times,)))
+    return Run(header, records, times.added(first.times, second.times), parts)
+
+
+def _chosen_on(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
+    found = {**first, **second}
+    for name in first.keys() & second.keys():
+        found[name] = {
+            what: list(dict.fromkeys([*listed, *second[name][what]])) for what, listed in first[name].items()
+        }
+    return found
 
 
 def _compared(task: str, listed: list[Run]) -> Comparison:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
 from heedful import data
 from heedful.checks import choice
-from heedful.data import HubSet, Record
-from heedful.errors import OptionError
+from heedful.data import Broken, HubSet, Record
+from heedful.errors import DataError, OptionError
 from heedful.eval.tasks import TASKS, Task
 
 SUFFIXES = (".jsonl", ".json")
@@ -36,23 +37,28 @@ def by_task(tasks: Sequence[str], named: Sequence[str]) -> dict[str, list[str]]:
     return found
 
 
-def records(task: Task, sources: Sequence[str], limit: int | None = None) -> list[Record]:
-    """The first `limit` rows of each source; where none is given, the task's own rows or its set of the hub.
+def records(task: Task, sources: Sequence[str], limit: int | None = None) -> list[Record | Broken]:
+    """The first `limit` rows of each source, broken lines in their places; where none is given, the task's own rows or
+    its set of the hub.
 
     Raises `OptionError` where there is no such set, `DataError` where rows cannot be had.
     """
     if sources:
         return [record for source in sources for record in _of(task, source, limit)]
     if task.rows is not None:
-        return [Record(task.name, number, row) for number, row in enumerate(task.rows(), start=1)][:limit]
+        made: list[Record | Broken] = [Record(task.name, at, row) for at, row in enumerate(task.rows(), start=1)]
+        return made[:limit]
     if task.hub is None:
         raise OptionError(f"{task.name} has no set on the hub: pass its rows with --data FILE")
-    return data.fetch(task.hub, limit)
+    return [*data.fetch(task.hub, limit)]
 
 
-def _of(task: Task, source: str, limit: int | None) -> list[Record]:
+def _of(task: Task, source: str, limit: int | None) -> Sequence[Record | Broken]:
     if source.endswith(SUFFIXES) or Path(source).exists():
-        return data.read(source, limit)
+        found = list(itertools.islice(data.scan(source), limit))
+        if not found:
+            raise DataError(f"{source} has no line to read")
+        return found
     return data.fetch(hub_set(source, task.hub), limit)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from heedful.data import HubSet, Record
+from heedful.data import Broken, HubSet, Record
 from heedful.errors import DataError
 from heedful.eval import drift, followbench, gsm8k, ifbench, ifeval, lifbench, multi_if
 from heedful.prompt import Instructions, Messages
@@ -32,12 +32,26 @@ class Verdict:
 
 
 @dataclass(frozen=True)
+class Parts:
+    """Parts of a task whose scores are averaged, not their rows: `of` an example's key, the name of its part.
+
+    `weights`: what each part counts. `metrics`: those that are averages over several parts. `floors`: what an answer
+    that refuses scores, where that is not nothing.
+    """
+
+    of: Callable[[str], str]
+    weights: Mapping[str, float]
+    metrics: tuple[str, ...]
+    floors: Mapping[str, float]
+
+
+@dataclass(frozen=True)
 class Task:
     """A benchmark. `primary`: the metric that runs are compared by. `check` raises early if a judge is missing.
 
     `hub`: the set that is read where no data are named; `rows`: rows of our own, for a task that has any. `follow`:
     from an example and its answer, the example that comes next in the same conversation, if any; it has a key of its
-    own. `num_turns`: how many there are at most.
+    own. `num_turns`: how many there are at most. `parts`: what the means of its metrics are averaged over.
     """
 
     name: str
@@ -49,6 +63,7 @@ class Task:
     follow: Callable[[Example, str], Example | None] = lambda example, answer: None
     num_turns: int = 1
     rows: Callable[[], list[dict[str, Any]]] | None = None
+    parts: Parts | None = None
 
 
 def _ifeval_official(record: Record) -> Example:
@@ -228,6 +243,12 @@ def _advfactuality_verdict(example: Example, text: str) -> Verdict:
     return Verdict({}, {name: str(example.columns[name]) for name in ("knowledge", "modified knowledge")})
 
 
+LIFBENCH_PARTS = Parts(
+    lifbench.subtask_of,
+    {name: float(subtask.points) for name, subtask in lifbench.SUBTASKS.items()},
+    ("score", *dict.fromkeys(subtask.group for subtask in lifbench.SUBTASKS.values())),
+    lifbench.REFUSALS,
+)
 TASKS = {
     task.name: task
     for task in (
@@ -246,7 +267,7 @@ TASKS = {
         ),
         Task("followbench", "hard", _followbench, _followbench_verdict, hub=HubSet("YuxinJiang/FollowBench")),
         Task("gsm8k-format", "joint", _gsm8k, _gsm8k_verdict, hub=HubSet("openai/gsm8k", "test", "main")),
-        Task("lifbench", "score", _lifbench, _lifbench_verdict),
+        Task("lifbench", "score", _lifbench, _lifbench_verdict, parts=LIFBENCH_PARTS),
         Task("advfactuality", "corrected", _advfactuality, _advfactuality_verdict),
         Task(
             "drift",
@@ -263,7 +284,7 @@ TASKS = {
 }
 
 
-def examples(task: Task, records: Sequence[Record]) -> tuple[list[Example], dict[str, str]]:
+def examples(task: Task, records: Sequence[Record | Broken]) -> tuple[list[Example], dict[str, str]]:
     """The task's prompts, and for each line that is none of them the reason, by its number, and file if several."""
     if not records:
         raise DataError(f"there is no row for {task.name}: this shard of the data is empty")
@@ -273,6 +294,9 @@ def examples(task: Task, records: Sequence[Record]) -> tuple[list[Example], dict
     has_one_path = len({record.path for record in records}) == 1
     for record in records:
         where = f"line {record.number}" if has_one_path else f"line {record.number} of {record.path}"
+        if isinstance(record, Broken):
+            failed[where] = f"it {record.reason}"
+            continue
         try:
             example = task.read(record)
         except (DataError, ValueError, TypeError, KeyError) as error:

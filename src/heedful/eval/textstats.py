@@ -4,14 +4,19 @@ from __future__ import annotations
 
 
 def describe(text: str) -> dict[str, float]:
-    """`words`; `distinct_2`: share of different word pairs; `repetition`: share of four-word runs seen before."""
+    """`words`; `distinct_1`, `_2`, `_3`: share of different words, word pairs and triples; `repetition`: share of
+    four-word runs seen before."""
     words = text.split()
-    pairs, runs = _grams(words, 2), _grams(words, 4)
     return {
         "words": float(len(words)),
-        "distinct_2": len(set(pairs)) / len(pairs) if pairs else 1.0,
-        "repetition": 1 - len(set(runs)) / len(runs) if runs else 0.0,
+        **{f"distinct_{size}": _distinct(words, size) for size in (1, 2, 3)},
+        "repetition": 1 - _distinct(words, 4),
     }
+
+
+def _distinct(words: list[str], size: int) -> float:
+    grams = _grams(words, size)
+    return len(set(grams)) / len(grams) if grams else 1.0
 
 
 def _grams(words: list[str], size: int) -> list[tuple[str, ...]]:

@@ -25,6 +25,11 @@ class Time:
     def __add__(self, other: Time) -> Time:
         return Time(self.seconds + other.seconds, self.tokens + other.tokens)
 
+    @property
+    def rate(self) -> float:
+        """Tokens a second."""
+        return self.tokens / self.seconds
+
 
 Times = Mapping[str, Mapping[str, Time]]
 """By method, by the hardware it ran on."""

@@ -25,7 +25,7 @@ from inspect_ai.model import (
 from inspect_ai.tool import ToolChoice, ToolInfo
 
 from heedful.checks import whole
-from heedful.errors import DataError, OptionError, SpanError
+from heedful.errors import DataError, HeedfulError, OptionError, SpanError
 from heedful.generate import Job, Result
 from heedful.harness.asking import Request, prepared, read_arguments
 from heedful.prompt import Instructions
@@ -118,14 +118,17 @@ class HeedfulAPI(ModelAPI):  # type: ignore[misc]
         return mine.result
 
     def _answer(self, batch: Sequence[Waiting]) -> None:
+        """Answers the batch; one whose numbers overflow ends no other, any other error is everyone's."""
         try:
-            results = self.lm.generate_batch([one.job for one in batch], num_slots=self.batch_size)
-        except Exception as error:  # each of them learns of it
+            for index, found in self.lm.results([one.job for one in batch], num_slots=self.batch_size):
+                if isinstance(found, HeedfulError):
+                    batch[index].error = found
+                else:
+                    batch[index].result = found
+        except Exception as error:  # whoever has no answer yet learns of it
             for one in batch:
-                one.error = error
-            return
-        for one, result in zip(batch, results, strict=True):
-            one.result = result
+                if not one.is_done:
+                    one.error = error
 
 
 def _request(messages: Sequence[ChatMessage], wanted: int, config: GenerateConfig) -> Request:

@@ -7,6 +7,7 @@ and the template is applied by Heedful itself, so that spans stay exact and no B
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -43,6 +44,8 @@ class HeedfulLM(HarnessLM):  # type: ignore[misc]
         super().__init__()
         self.lm, self.asking = lm, asking
         self.batch_size = whole("batch_size", batch_size, low=1)
+        self.failed: list[str] = []
+        """Which requests have no answer, and why."""
 
     @classmethod
     def create_from_arg_string(cls, arg_string: str, additional_config: dict[str, Any] | None = None) -> HeedfulLM:
@@ -96,22 +99,33 @@ class HeedfulLM(HarnessLM):  # type: ignore[misc]
         return rendered
 
     def get_model_info(self) -> dict[str, Any]:
-        """What lm-eval writes beside the results: the method with all its settings."""
+        """What lm-eval writes beside the results: the method with all its settings, and what failed."""
         method = self.asking.method
-        return {"heedful_method": method.describe() if method is not None else {"name": "none"}}
+        described = method.describe() if method is not None else {"name": "none"}
+        return {"heedful_method": described, "heedful_failed": self.failed}
 
     # Answers
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
-        """An answer to each request. What is wrong with any of them is raised before the first is answered."""
+        """An answer to each request. What is wrong with any of them is raised before the first is answered.
+
+        One whose numbers overflow ends no other: lm-eval knows no failures, so its answer is empty; it is named on
+        standard error, and under `heedful_failed` beside the results.
+        """
         jobs = [self._job(instance) for instance in requests]
         answers: dict[int, str] = {}
         with tqdm(total=len(jobs), desc="heedful", disable=disable_tqdm) as bar:
-            for event in self.lm.stream_batch(jobs, num_slots=self.batch_size):
-                if event.result is not None:
-                    answers[event.index] = event.result.text
-                    bar.update()
+            for index, result in self.lm.results(jobs, num_slots=self.batch_size):
+                answers[index] = (
+                    self._failed(requests[index], result) if isinstance(result, HeedfulError) else result.text
+                )
+                bar.update()
         return [answers[index] for index in range(len(jobs))]
+
+    def _failed(self, instance: Any, error: HeedfulError) -> str:
+        self.failed.append(f"{_named(instance)}: {error}")
+        tqdm.write(f"heedful: failed, and counts as an empty answer: {self.failed[-1]}", file=sys.stderr)
+        return ""
 
     def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         """Refused: a method steers what is generated, and defines no probability of a given text."""

@@ -25,7 +25,13 @@ def answer(
 ) -> None:
     """Answers and judges whatever is missing, as `heedful.eval.run.run` does. Raises what that raises, and
     `OptionError` where pieces were lost; what came back of the others is kept."""
-    run.begin(pool.facts, plan, resume=resume)
+    run.checked(pool.facts, plan, resume=resume)
+    with journal.alone(plan.folder):
+        run.begin(pool.facts, plan, resume=resume)
+        _answer(pool, plan, report)
+
+
+def _answer(pool: Pool, plan: Plan, report: Callable[[Progress], None]) -> None:
     done = {name: found for name in plan.variants if (found := run.opened(plan, name)) is not None}
     clocks = {name: run.clock_of(plan, name, pool.facts.hardware) for name in done}
     lost: list[str] = []

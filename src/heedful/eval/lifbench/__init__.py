@@ -40,6 +40,11 @@ class Subtask:
         return sum(self.maxima.values())
 
 
+def subtask_of(key: str) -> str:
+    """The subtask in an example's key, `SUBTASK:ROW`, a file's name before it where two have the same."""
+    return next(part for part in reversed(key.split(":")) if part in SUBTASKS)
+
+
 def score(subtask: str, row: Row, output: str | None) -> Verdict:
     """Judges `output`, the model's answer to `row["prompt"]`; no answer counts as an empty one.
 
@@ -76,3 +81,12 @@ SUBTASKS: dict[str, Subtask] = {
     "multidoc-batch_label": Subtask("multidoc", 4096, _BATCH_LABEL, judge_batch_label),
     "multidoc-find_dup_text": Subtask("multidoc", 4096, _FIND_DUP, judge_find_dup),
 }
+
+REFUSALS = {
+    "list-multi_query_id": 0.1,
+    "onedoc-repeat": 0.117,
+    "onedoc-extract": 0.036,
+    "onedoc-qa": 0.1,
+    "multidoc-find_dup_text": 0.233,
+}
+"""What a plain refusal scores on the published 3k rows; in the other subtasks nothing."""
