@@ -13,7 +13,7 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +31,13 @@ from heedful.serve.config import is_loopback
 from heedful.serve.fair import FairQueue
 from heedful.serve.generation import unless_gone
 from heedful.serve.marking import Default
+from heedful.serve.protocol import BusyError
 from heedful.serve.replies import Envelope
 from heedful.serve.schemas import Heedful
 from heedful.serve.storage import plan
 from heedful.serve.worker import Limits, TransformersEngine
 from heedful.steerers import scores_path
-from serving import ASK, CHAT, PLAIN, PROMPT, TEXT, Running, body, running
+from serving import ASK, CHAT, PLAIN, PROMPT, TEXT, Running, body, eventually, running
 
 
 @pytest.fixture(scope="module")
@@ -287,7 +288,8 @@ def test_a_conversation_s_next_turn_is_not_read_again(client: openai.OpenAI, tin
 
 
 def occupy(here: Running, count: int, tokens: int = 450) -> list[Any]:
-    """Streams that run for a while; close them."""
+    """Streams that run for a while, 0.02 s a token; close them."""
+    here.pause = 0.02
     streams = [
         here.http().send(
             here.http().build_request("POST", CHAT, json=body(max_tokens=tokens, stream=True, messages=PLAIN)),
@@ -323,7 +325,7 @@ def test_leaving_frees_slots(tiny: heedful.LM) -> None:
         here.wait(lambda status: status.num_waiting == 2)
         for stream in streams:
             stream.close()
-        assert here.wait(lambda status: status.num_running == status.num_waiting == 0) < 1.0
+        here.wait(lambda status: status.num_running == status.num_waiting == 0, seconds=5)  # by themselves: 9 s each
         assert len(here.engine._decoder._free) == 2
         assert here.client().chat.completions.create(model="m", messages=PLAIN, max_tokens=1).choices
 
@@ -379,29 +381,81 @@ def test_a_full_queue_is_shared(tiny: heedful.LM) -> None:
         assert [one.result(timeout=10) for one in (*busy[:2], other)] == [200] * 3
 
 
+class SlowReading:
+    """Lets a server's prompts wait while they are encoded, until `may_go`; `order`: whose were, as they were."""
+
+    def __init__(self, here: Running, patch: pytest.MonkeyPatch) -> None:
+        self.service, self.may_go, self.order = here.app.state.service, threading.Event(), list[str]()
+        mark, encode = self.service._mark, self.service.lm.encode
+
+        def slow_mark(prompts: Any, request: Any) -> Any:
+            self.may_go.wait(60)
+            self.order.append(request.user)
+            return mark(prompts, request)
+
+        def slow_encode(*args: Any, **more: Any) -> Any:
+            self.may_go.wait(60)
+            return encode(*args, **more)
+
+        patch.setattr(self.service, "_mark", slow_mark)
+        self.slow_encode = slow_encode
+
+    def wait(self, number: int) -> None:
+        """Until so many answers' prompts are being encoded."""
+        eventually(lambda: self.service._encoding.total() == number)
+
+
 def test_encoding_is_a_part_of_the_queue(tiny: heedful.LM, monkeypatch: pytest.MonkeyPatch) -> None:
-    with (
-        running(tiny, limits=Limits(max_running=1, max_queue=1), seconds=1.0) as here,
-        ThreadPoolExecutor(2) as pool,
-    ):
-        service, may_go = here.app.state.service, threading.Event()
-        mark, begun = service._mark, threading.Semaphore(0)
+    with running(tiny, limits=Limits(max_running=1, max_queue=1)) as here, ThreadPoolExecutor(2) as pool:
+        reading = SlowReading(here, monkeypatch)
+        two = []
+        for number in (1, 2):
+            two.append(pool.submit(here.http().post, CHAT, json=body()))
+            reading.wait(number)
+        reply = here.http().post(CHAT, json=body())
+        assert (reply.status_code, "0 requests run and 2 wait" in reply.text) == (429, True)
+        reading.may_go.set()
+        assert [one.result().status_code for one in two] == [200, 200]
+        assert not reading.service._encoding
 
-        def slow(*args: Any) -> Any:
-            begun.release()
-            may_go.wait(10)
-            return mark(*args)
 
-        monkeypatch.setattr(service, "_mark", slow)
-        two = [pool.submit(here.http().post, CHAT, json=body()) for _ in range(2)]
-        assert begun.acquire(timeout=5)
-        while service._num_encoding < 2:
-            pass
-        assert here.http().post(CHAT, json=body()).status_code == 429
-        assert [one.result().json()["error"]["code"] for one in two] == ["time_limit"] * 2
-        may_go.set()
+def test_the_time_limit_holds_while_a_prompt_is_encoded(tiny: heedful.LM, monkeypatch: pytest.MonkeyPatch) -> None:
+    with running(tiny, seconds=0.2) as here:
+        reading = SlowReading(here, monkeypatch)
+        monkeypatch.setattr(tiny, "encode", reading.slow_encode)
+        assert here.http().post(CHAT, json=body()).json()["error"]["code"] == "time_limit"
+        service = here.app.state.service
+        with pytest.raises(heedful.HeedfulError, match=r"longer than 0\.2 s"):
+            asyncio.run(service.encode(PLAIN, 1, "page"))
+        assert not service._encoding
+        reading.may_go.set()
+        monkeypatch.setattr(service, "config", replace(service.config, seconds=30.0))
         assert here.http().post(CHAT, json=body()).status_code == 200
-        assert service._num_encoding == 0
+
+
+def test_encoding_is_shared(tiny: heedful.LM, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One who fills the queue with prompts to encode keeps nobody else out of it, nor waiting."""
+    with running(tiny, limits=Limits(max_running=1, max_queue=3)) as here, ThreadPoolExecutor(8) as pool:
+        reading = SlowReading(here, monkeypatch)
+
+        def ask(user: str) -> int:
+            return here.http().post(CHAT, json=body(user=user, max_tokens=1)).status_code
+
+        asked = []
+        for number in range(1, 5):
+            asked.append(pool.submit(ask, "busy"))
+            reading.wait(number)
+        assert ask("busy") == 429
+        asked.append(pool.submit(ask, "other"))
+        reading.wait(5)
+        service = here.app.state.service
+        with pytest.raises(BusyError):
+            asyncio.run(service.encode(PLAIN, 4, "page"))
+        reading.may_go.set()
+        assert {one.result() for one in asked} <= {200, 429}
+        assert asked[-1].result() == 200
+        assert reading.order.index("other") <= 1
+        assert not service._encoding
 
 
 # -- failures

@@ -6,6 +6,7 @@ import asyncio
 import sys
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
+from functools import partial
 from typing import Any
 
 import gradio as gr
@@ -41,12 +42,13 @@ class Page:
         """What is on the screen now."""
         return Screen(model=self.service.config.model_name, inputs=inputs, answers=tuple(columns))
 
-    async def preview(self, system: str, prompt: str) -> str:
+    async def preview(self, system: str, prompt: str, owner: str) -> str:
         """The steered tokens, or what is wrong with the marks."""
         if not (system.strip() or prompt.strip()):
             return render.note("Type a prompt.")
         try:
-            return render.preview(await self.service.encode(inputs_of(system=system, prompt=prompt).messages))
+            messages = inputs_of(system=system, prompt=prompt).messages
+            return render.preview(await self.service.encode(messages, 1, owner))
         except HeedfulError as error:
             return render.note(str(error), is_error=True)
 
@@ -172,12 +174,15 @@ def _actions() -> dict[str, gr.Button]:
 
 
 def _wire_marks(page: Page, fields: Fields, marking: dict[str, Any], out: Outputs) -> None:
+    async def preview(system: str, prompt: str, request: gr.Request) -> str:
+        return await page.preview(system, prompt, owner_of(request.request.scope, request.session_hash))
+
     texts = [fields.system, fields.prompt]
-    marking["heed"].click(None, texts, texts, js="(...texts) => heedful.mark(texts)", **QUIET)
+    marking["heed"].click(None, None, out.note, js="() => heedful.mark()", **QUIET)
     marking["find"].click(page.find, texts, [*texts, out.note], **QUIET)
     gr.on(
         [fields.system.change, fields.prompt.change],
-        page.preview,
+        preview,
         texts,
         marking["preview"],
         trigger_mode="always_last",
@@ -199,7 +204,9 @@ def _wire_run(page: Page, fields: Fields, buttons: dict[str, gr.Button], out: Ou
 
     # The engine says itself how many answers it has room for.
     running = buttons["run"].click(run, set(fields.all), out.shown, concurrency_limit=None, **QUIET)
-    buttons["stop"].click(None, None, None, cancels=[running], js="() => heedful.say('Stopped.')", **QUIET)
+    # Said by the server, so that it comes after all that the answers said.
+    stopped = partial(render.note, "Stopped.")
+    buttons["stop"].click(stopped, None, out.note, cancels=[running], concurrency_limit=None, **QUIET)
 
 
 def _wire_exchange(page: Page, fields: Fields, buttons: dict[str, gr.Button], out: Outputs, blocks: gr.Blocks) -> None:
@@ -224,7 +231,7 @@ def _wire_exchange(page: Page, fields: Fields, buttons: dict[str, gr.Button], ou
     saved = buttons["save"].click(save, {*fields.all, out.screen}, [out.carrier, out.note], **QUIET)
     saved.then(None, out.carrier, None, js="(text) => heedful.save(text)", **QUIET)
     linked = buttons["link"].click(link, set(fields.all), [out.carrier, out.note], **QUIET)
-    linked.then(None, out.carrier, None, js="(text) => heedful.setLink(text)", **QUIET)
+    linked.then(None, out.carrier, out.note, js="(text) => heedful.setLink(text)", **QUIET)
     by_file = buttons["open"].click(open_text, out.carrier, every, js="() => heedful.readFile()", **QUIET)
     by_link = buttons["opened"].click(open_text, out.carrier, every, js="() => heedful.readLink()", **QUIET)
     by_load = blocks.load(open_text, out.carrier, every, js="() => heedful.readLink()", **QUIET)

@@ -11,7 +11,7 @@ import math
 import threading
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
@@ -19,7 +19,7 @@ from heedful.answer import Answer, Emitted, Request
 from heedful.decode import Decoder
 from heedful.errors import ContextLengthError
 from heedful.generate import LM
-from heedful.serve.fair import FairQueue
+from heedful.serve.fair import NOBODY, FairQueue
 from heedful.serve.protocol import BusyError, EngineError, Settings, State, Status, StoppingError, Token
 from heedful.serve.storage import Storage
 from heedful.spans import TokenSpan
@@ -143,12 +143,12 @@ class TransformersEngine:
         _send([(one, gone) for one in given_way])
         return ticket
 
-    def refuse_if_busy(self, num_requests: int = 1, owner: str = "") -> None:
+    def refuse_if_busy(self, num_requests: int = 1, owner: str = "", before: Mapping[str, int] = NOBODY) -> None:
         """Raises what `submit` would; see `protocol.Engine.refuse_if_busy`."""
         with self._wake:
-            self._refuse_if_busy(num_requests, owner)
+            self._refuse_if_busy(num_requests, owner, before)
 
-    def _refuse_if_busy(self, num_requests: int, owner: str) -> int:
+    def _refuse_if_busy(self, num_requests: int, owner: str, before: Mapping[str, int] = NOBODY) -> int:
         """How many that wait must give way to them."""
         self._look_after_thread()
         if self._state == "failed":
@@ -156,14 +156,13 @@ class TransformersEngine:
         if self._state in ("draining", "stopped"):
             raise StoppingError("the server is shutting down")
         running, limits = len(self._running), self._limits
+        waiting = len(self._waiting) + sum(before.values())
         most = limits.max_running + limits.max_queue
-        num_over = max(0, running + len(self._waiting) + num_requests - most)
-        if num_over > self._waiting.crowded_out(owner, num_requests):
-            rounds = (running + len(self._waiting)) / limits.max_running
+        num_over = max(0, running + waiting + num_requests - most)
+        if num_over > self._waiting.crowded_out(owner, num_requests, before):
+            rounds = (running + waiting) / limits.max_running
             wait = min(LONGEST_RETRY_AFTER, max(1, math.ceil(self._mean_seconds * rounds)))
-            raise BusyError(
-                f"{running} requests run and {len(self._waiting)} wait, {most} are the most; retry in {wait} s", wait
-            )
+            raise BusyError(f"{running} requests run and {waiting} wait, {most} are the most; retry in {wait} s", wait)
         return num_over
 
     def _look_after_thread(self) -> None:
