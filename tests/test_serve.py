@@ -454,7 +454,7 @@ def test_encoding_is_shared(tiny: heedful.LM, monkeypatch: pytest.MonkeyPatch) -
         reading.may_go.set()
         assert {one.result() for one in asked} <= {200, 429}
         assert asked[-1].result() == 200
-        assert reading.order.index("other") <= 1
+        assert reading.order.index("other") <= 2  # behind what is being encoded, and one more at most
         assert not service._encoding
 
 

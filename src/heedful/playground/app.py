@@ -66,7 +66,7 @@ class Page:
         """Answers, figures, screen and note, again and again as they grow."""
         columns: tuple[Column, ...] = ()
         try:
-            checks = parse_checks(inputs.checks)
+            checks = await asyncio.to_thread(parse_checks, inputs.checks)
             async with aclosing(ask(self.service, inputs, owner)) as looks:
                 async for columns in looks:
                     count = sum(len(column.tokens) for column in columns)
@@ -79,8 +79,8 @@ class Page:
     async def open(self, text: str) -> tuple[Inputs, tuple[Any, ...], str] | str:
         """What a file or a link says: inputs, what `run` would show, and `RUN` where it should; or what is wrong."""
         try:
-            screen = from_link(text) if text.startswith(FRAGMENT) else from_json(text)
-            checks = parse_checks(screen.inputs.checks)
+            screen = await asyncio.to_thread(from_link if text.startswith(FRAGMENT) else from_json, text)
+            checks = await asyncio.to_thread(parse_checks, screen.inputs.checks)
             check_length(self.service, screen.inputs)
         except HeedfulError as error:
             return str(error)
