@@ -21,9 +21,11 @@ import httpx
 import openai
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 import heedful
-from heedful import cli
+from heedful import cli, ranking
 from heedful.contrast import ContextAware
 from heedful.recipe import ModelShape
 from heedful.serve import run
@@ -284,6 +286,64 @@ def test_a_conversation_s_next_turn_is_not_read_again(client: openai.OpenAI, tin
     assert reply.choices[0].message.content == tiny.generate(spoken, max_new_tokens=20).text
 
 
+def test_two_conversations_keep_what_they_hold(client: openai.OpenAI) -> None:
+    """Turn by turn beside each other: each finds again all that it said, whatever their templates share."""
+    chats: list[list[Any]] = [[], []]
+    read = [0, 0]
+    for turn in range(3):
+        for number, topic in enumerate(("the sea and its tides", "a mountain hut in winter")):
+            chats[number].append({"role": "user", "content": f"Turn {turn}: tell me at length about {topic}. " * 3})
+            reply = client.chat.completions.create(model="m", messages=chats[number], max_tokens=8)
+            chats[number].append({"role": "assistant", "content": reply.choices[0].message.content})
+            assert reply.usage is not None
+            assert reply.usage.prompt_tokens_details is not None
+            cached = reply.usage.prompt_tokens_details.cached_tokens
+            assert cached is not None
+            assert cached >= read[number]
+            read[number] = reply.usage.prompt_tokens - 2
+
+
+def rankings_measured(here: Running, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Grows by one with each ranking that is measured."""
+    found: list[int] = []
+    measured = ranking.measured
+
+    def noted(*args: Any) -> Any:
+        found.append(1)
+        return measured(*args)
+
+    monkeypatch.setattr(ranking, "measured", noted)
+    return found
+
+
+@pytest.mark.parametrize("keeps", [False, True])
+def test_rankings_are_kept_where_that_is_wanted(
+    keeps: bool, tiny: heedful.LM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with running(tiny, limits=Limits(4, 16, keeps_rankings=keeps)) as here:
+        found, client = rankings_measured(here, monkeypatch), here.client()
+        first = heeded(client, ASK)
+        again = heeded(client, ASK)
+        assert (again[0], again[1]["ranking"]) == (first[0], first[1]["ranking"])
+        assert len(found) == (1 if keeps else 2)
+        other = [{"role": "user", "content": PROMPT.replace("Japan", "the far north of Norway")}]
+        told = heeded(client, other)[1]
+        assert len(found) == (1 if keeps else 3)
+        assert not keeps or told["ranking"] == first[1]["ranking"]
+        count = len(found)
+        heeded(client, ASK, strength=50.0)
+        heeded(client, [{"role": "user", "content": PROMPT.replace("commas", "dashes")}])
+        heeded(client, ASK, method="directer:ranking=reversed")
+        assert len(found) == count + 3
+        kept = here.engine._rankings
+        assert (len(kept._kept), kept.size) == ((4, 1024) if keeps else (0, 0))
+        kept.size = 4 if keeps else 0
+        heeded(client, [{"role": "user", "content": PROMPT.replace("commas", "vowels")}])
+        assert len(kept._kept) == kept.size
+        heeded(client, ASK)  # kept the longest, met the least lately
+        assert len(found) == count + 5
+
+
 # -- limits
 
 
@@ -499,6 +559,75 @@ def test_numbers_that_are_not_finite_end_one_answer(
         health = http.get("/health").json()
         assert (health["status"], health["engine_failures"]) == ("ok", 0)
         here.wait(lambda status: status.num_running == 0)
+
+
+WORDS = [*"directer none static pasta spotlight instaboost context-aware anchoring".split(), "static-gated"]
+NUMBERS = st.one_of(
+    st.integers(-1, 3),
+    st.integers(10**15, 10**30),
+    st.just(10**308),
+    st.just(10**400),
+    st.floats(),
+    st.sampled_from([-0.0, 5e-324, 1e-30, 1e30, 3.4e38, 1e300, 1.8e308]),
+)
+VALUES = st.one_of(
+    NUMBERS,
+    st.booleans(),
+    st.none(),
+    st.text(max_size=6),
+    st.lists(st.one_of(st.integers(-1, 4), NUMBERS), max_size=4),
+    st.dictionaries(st.sampled_from(["0", "1", "2", "9", "x"]), st.lists(NUMBERS, max_size=3), max_size=3),
+    st.sampled_from(["paper", "released", "random", "random:7", "shift:1", "shift:-99", "[" * 400]),
+)
+OPTIONS = "strength threshold layers level multiplier target pooled heads ranking compat gate span profiled".split()
+
+
+@settings(max_examples=150, deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(
+    name=st.sampled_from([*WORDS, *(f"{word}-gated" for word in WORDS)]),
+    options=st.dictionaries(st.sampled_from(OPTIONS), VALUES, max_size=3),
+    strength=st.one_of(st.none(), NUMBERS),
+    tag=st.sampled_from(["<heed>", "<heed weight=0>", "<heed weight=1e6>", "<heed weight=0.5>"]),
+)
+def test_whatever_method_is_asked_for(
+    server: Running, http: httpx.Client, name: str, options: Any, strength: Any, tag: str
+) -> None:
+    """It answers, or is refused; nothing that a method says may be the engine's failure."""
+    spelled = {key: value if isinstance(value, str) else json.dumps(value) for key, value in options.items()}
+    asked = {"method": ":".join([name, *(f"{key}={value}" for key, value in spelled.items())])[:1000]}
+    messages = [{"role": "user", "content": f"Plan a trip. {tag}No commas.</heed>"}]
+    more = {} if strength is None else {"strength": strength}
+    data = json.dumps(body(messages=messages, max_tokens=3, heedful={**asked, **more}, temperature=0.5, seed=1))
+    reply = http.post(CHAT, content=data, headers={"content-type": "application/json"})
+    assert reply.status_code in (200, 400) or reply.json()["error"]["code"] == "not_finite", (asked, reply.text)
+    assert server.engine.status().num_failures == 0, asked
+
+
+@pytest.mark.parametrize("method", ["directer", "static", "static-gated", "instaboost", "context-aware", "anchoring"])
+def test_huge_whole_numbers(server: Running, method: str) -> None:
+    name = "multiplier" if method == "instaboost" else "strength"
+    for value in ("1" + "0" * 25, "1" + "0" * 300, "1" + "0" * 400):
+        reply = server.http().post(CHAT, json=body(heedful={"method": f"{method}:{name}={value}"}))
+        expected = 400 if method in ("context-aware", "anchoring") or len(value) > 400 else 200
+        assert reply.status_code == expected, reply.text
+        assert reply.status_code == 200 or name in reply.json()["error"]["message"]
+    assert server.engine.status().num_failures == 0
+
+
+def test_one_request_s_own_error_ends_no_other(tiny: heedful.LM, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> None:
+        raise OverflowError("its own fault")
+
+    monkeypatch.setattr(heedful.SpotLight, "edit", fail)
+    with running(tiny) as here:
+        http, beside = here.http(), occupy(here, 1, tokens=60)[0]
+        here.wait(lambda status: status.num_running == 1)
+        for _ in range(4):
+            reply = http.post(CHAT, json=body(heedful={"method": "spotlight-gated:threshold=0"}))
+            assert (reply.status_code, "OverflowError" in reply.text) == (500, True)
+        assert beside.read().decode().endswith("data: [DONE]\n\n")
+        health = http.get("/health").json()
+        assert (health["status"], health["engine_failures"]) == ("ok", 0)
 
 
 def test_a_dead_thread_is_told(tiny: heedful.LM, monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:
