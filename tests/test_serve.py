@@ -13,7 +13,7 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from hypothesis import strategies as st
 import heedful
 from heedful import cli, ranking
 from heedful.contrast import ContextAware
+from heedful.methods import GATED, METHODS, NAMES
 from heedful.recipe import ModelShape
 from heedful.serve import run
 from heedful.serve.config import is_loopback
@@ -317,9 +318,7 @@ def rankings_measured(here: Running, monkeypatch: pytest.MonkeyPatch) -> list[in
 
 
 @pytest.mark.parametrize("keeps", [False, True])
-def test_rankings_are_kept_where_that_is_wanted(
-    keeps: bool, tiny: heedful.LM, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_rankings_are_kept_where_that_is_wanted(keeps: bool, tiny: heedful.LM, monkeypatch: pytest.MonkeyPatch) -> None:
     with running(tiny, limits=Limits(4, 16, keeps_rankings=keeps)) as here:
         found, client = rankings_measured(here, monkeypatch), here.client()
         first = heeded(client, ASK)
@@ -561,10 +560,9 @@ def test_numbers_that_are_not_finite_end_one_answer(
         here.wait(lambda status: status.num_running == 0)
 
 
-WORDS = [*"directer none static pasta spotlight instaboost context-aware anchoring".split(), "static-gated"]
 NUMBERS = st.one_of(
     st.integers(-1, 3),
-    st.integers(10**15, 10**30),
+    st.integers(10**19, 10**30),  # beyond 2^63, within float32
     st.just(10**308),
     st.just(10**400),
     st.floats(),
@@ -575,31 +573,48 @@ VALUES = st.one_of(
     st.booleans(),
     st.none(),
     st.text(max_size=6),
-    st.lists(st.one_of(st.integers(-1, 4), NUMBERS), max_size=4),
-    st.dictionaries(st.sampled_from(["0", "1", "2", "9", "x"]), st.lists(NUMBERS, max_size=3), max_size=3),
+    st.lists(st.one_of(st.integers(0, 2), NUMBERS), max_size=4),
+    st.dictionaries(st.sampled_from(["0", "1", "2", "9", "x"]), st.lists(st.integers(0, 5), max_size=3), max_size=3),
     st.sampled_from(["paper", "released", "random", "random:7", "shift:1", "shift:-99", "[" * 400]),
 )
-OPTIONS = "strength threshold layers level multiplier target pooled heads ranking compat gate span profiled".split()
+LIKELY = {
+    "pooled": st.just(False),
+    "heads": st.just({"1": [0, 2]}),
+    "ranking": st.sampled_from(["released", "random:7", [2, 0, 1]]),
+    "span": st.sampled_from(["random", "shift:1"]),
+    "layers": st.lists(st.integers(0, 2), min_size=1),
+    "level": st.integers(0, 1),
+}
 
 
-@settings(max_examples=150, deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck))
+def specs(name: str) -> st.SearchStrategy[str]:
+    """Method texts of `name`: options that it takes, with values that it may, and some that it may not."""
+    kind = METHODS[name.removesuffix(GATED)]
+    takes = set() if kind is None else {field.name for field in fields(kind)} - {"compat", "gate", "profiled"}
+    takes |= {"threshold"} if name.endswith(GATED) else set()
+    each = {key: st.one_of(*[LIKELY.get(key, NUMBERS)] * 5, VALUES) for key in sorted({*takes, "span"})}
+    needed = {"heads": each.pop("heads")} if "heads" in each else {}
+    options = st.fixed_dictionaries(needed, optional=each)
+    pairs = options.map(lambda d: [f"{k}={v if isinstance(v, str) else json.dumps(v)}" for k, v in d.items()])
+    return pairs.map(lambda found: ":".join([name, *found])[:1000])
+
+
+@settings(max_examples=200, deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(
-    name=st.sampled_from([*WORDS, *(f"{word}-gated" for word in WORDS)]),
-    options=st.dictionaries(st.sampled_from(OPTIONS), VALUES, max_size=3),
+    method=st.sampled_from(NAMES).flatmap(specs),
     strength=st.one_of(st.none(), NUMBERS),
     tag=st.sampled_from(["<heed>", "<heed weight=0>", "<heed weight=1e6>", "<heed weight=0.5>"]),
 )
 def test_whatever_method_is_asked_for(
-    server: Running, http: httpx.Client, name: str, options: Any, strength: Any, tag: str
+    server: Running, http: httpx.Client, method: str, strength: Any, tag: str
 ) -> None:
     """It answers, or is refused; nothing that a method says may be the engine's failure."""
-    spelled = {key: value if isinstance(value, str) else json.dumps(value) for key, value in options.items()}
-    asked = {"method": ":".join([name, *(f"{key}={value}" for key, value in spelled.items())])[:1000]}
     messages = [{"role": "user", "content": f"Plan a trip. {tag}No commas.</heed>"}]
-    more = {} if strength is None else {"strength": strength}
-    data = json.dumps(body(messages=messages, max_tokens=3, heedful={**asked, **more}, temperature=0.5, seed=1))
+    asked = {"method": method, "strength": strength}
+    data = json.dumps(body(messages=messages, max_tokens=3, heedful=asked, temperature=0.5, seed=1))
     reply = http.post(CHAT, content=data, headers={"content-type": "application/json"})
     assert reply.status_code in (200, 400) or reply.json()["error"]["code"] == "not_finite", (asked, reply.text)
+    assert "cannot be computed" not in reply.text, asked
     assert server.engine.status().num_failures == 0, asked
 
 
