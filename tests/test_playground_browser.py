@@ -265,9 +265,7 @@ SELECT = "([start, end]) => document.querySelector('#hp-prompt textarea').setSel
         ("Say  yes or no  now.", " yes or no ", "Say  yes or no  now.", "yes or no"),
     ],
 )
-def test_a_mark_comes_and_goes(
-    server: Running, browser: Any, text: str, selected: str, bare: str, inner: str
-) -> None:
+def test_a_mark_comes_and_goes(server: Running, browser: Any, text: str, selected: str, bare: str, inner: str) -> None:
     """However it was marked: pressed again and again, at once, the same text is marked and not."""
     tab = Tab(browser, server.url)
     keys = tab.page.keyboard

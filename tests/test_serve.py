@@ -29,14 +29,14 @@ from heedful import cli, ranking
 from heedful.contrast import ContextAware
 from heedful.methods import GATED, METHODS, NAMES
 from heedful.recipe import ModelShape
-from heedful.serve import run
+from heedful.serve import guard, routes, run
 from heedful.serve.config import is_loopback
 from heedful.serve.fair import FairQueue
 from heedful.serve.generation import unless_gone
 from heedful.serve.marking import Default
 from heedful.serve.protocol import BusyError
 from heedful.serve.replies import Envelope
-from heedful.serve.schemas import Heedful
+from heedful.serve.schemas import ChatRequest, Heedful
 from heedful.serve.storage import plan
 from heedful.serve.worker import Limits, TransformersEngine
 from heedful.steerers import scores_path
@@ -226,6 +226,11 @@ def test_instructions_are_found_when_asked_for(tiny: heedful.LM) -> None:
         client = here.client()
         assert heeded(client, told)[0] == expected.text
         assert heeded(client, idle)[1]["method"] == {"name": "none"}
+        assert heeded(client, idle, instructions="auto", strength=50.0)[1]["method"] == {"name": "none"}
+        for steering in ({"method": "directer"}, {"strength": 50.0}, {"threshold": 0.1}):
+            with pytest.raises(openai.BadRequestError, match="nothing in it is marked"):
+                heeded(client, idle, **steering)
+            assert heeded(client, told, **steering)[1]["method"]["name"] == "directer"
         both = client.completions.create(model="m", prompt=["Say hi.", told[0]["content"]], max_tokens=2)
         found = [len(one["found"]) for one in both.heedful["detections"]]  # type: ignore[attr-defined]
         assert found == [0, 1]
@@ -515,6 +520,60 @@ def test_encoding_is_shared(tiny: heedful.LM, monkeypatch: pytest.MonkeyPatch) -
         assert asked[-1].result() == 200
         assert reading.order.index("other") <= 2  # behind what is being encoded, and one more at most
         assert not service._encoding
+
+
+@pytest.mark.parametrize(
+    ("streams", "bound"), [(False, "SEND_SECONDS"), (True, "SEND_SECONDS"), (True, "LAST_WORD_SECONDS")]
+)
+def test_a_client_that_does_not_read_is_given_up(
+    tiny: heedful.LM, monkeypatch: pytest.MonkeyPatch, streams: bool, bound: str
+) -> None:
+    """What it was sent is not taken: neither its slot nor its connection is held for longer than the limits say."""
+    monkeypatch.setattr(guard, "SEND_SECONDS", 0.3 if bound == "SEND_SECONDS" else 60.0)
+    monkeypatch.setattr(routes, "LAST_WORD_SECONDS", 0.1 if bound == "LAST_WORD_SECONDS" else 60.0)
+    with running(tiny, seconds=1.0 if bound == "LAST_WORD_SECONDS" else 60.0) as here:
+        sent: list[str] = []
+
+        async def send(message: Any) -> None:
+            sent.append(message["type"])
+            if message["type"] == "http.response.body":
+                await asyncio.sleep(600)
+
+        asked = [
+            {
+                "type": "http.request",
+                "body": json.dumps(body(stream=streams, max_tokens=400 if streams else 4)).encode(),
+            }
+        ]
+
+        async def receive() -> Any:
+            if not asked:
+                await asyncio.sleep(600)
+            return asked.pop()
+
+        scope = {
+            "type": "http", "method": "POST", "path": CHAT, "raw_path": CHAT.encode(), "query_string": b"",
+            "headers": [(b"host", b"localhost"), (b"content-type", b"application/json")], "app": here.app,
+        }  # fmt: skip
+        asyncio.run(asyncio.wait_for(here.app(scope, receive, send), 30))
+        assert sent == ["http.response.start", "http.response.body"]
+        here.wait(lambda status: status.num_running == 0, seconds=5)
+
+
+def test_a_slow_client_cannot_stretch_the_time_limit(tiny: heedful.LM) -> None:
+    """What is decided and not yet read when the time is up is not handed out any more."""
+
+    async def ask() -> None:
+        service = here.app.state.service
+        asked = await service.chat(ChatRequest(model="m", messages=PLAIN, max_tokens=20), None)
+        pieces = asked.generation.pieces()
+        await anext(pieces)
+        await asyncio.sleep(1.0)
+        with pytest.raises(heedful.HeedfulError, match="took longer"):
+            await anext(pieces)
+
+    with running(tiny, seconds=0.9) as here:
+        asyncio.run(ask())
 
 
 # -- failures

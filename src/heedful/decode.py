@@ -43,7 +43,7 @@ class Decoder:
     ) -> None:
         """`max_running`: answers at a time, where that is less than what the slots would hold.
 
-        `prefill_tokens`: prompt tokens a step reads at most, and rows that rank layers; whoever is decoding waits for no
+        `prefill_tokens`: prompt tokens, and rows that rank layers, of a step at most; whoever is decoding waits for no
         more than that and one ranking. (An ungated pooled SpotLight reads 2,048 all the same: its pieces may not depend
         on the decoder.) `reuses_prefixes`: a prompt that begins as what a free slot still holds is not read again so
         far. `fails_alone`: an error that one answer brings about ends that answer with a `NumericError`, and is raised
@@ -179,19 +179,20 @@ class Decoder:
         Raises where no answer can be had: then it is nothing that one of them asked for.
         """
         emitted: list[Emitted] = []
-        parts, ended = plan.parts(), []
+        parts = plan.parts()
+        ended: dict[Answer, Exception] = {}
         for leader, part in parts.items():
             begun = time.perf_counter()
             try:
                 result = self._forward(part)
             except Exception as own:
-                ended.append((leader, own))
+                ended[leader] = own
             else:
                 emitted += self._conclude(part, result, time.perf_counter() - begun)
         if len(ended) == len(parts):
             raise error
-        for leader, own in ended:
-            self._fail(leader, emitted, own)
+        for leader, cause in ended.items():
+            self._fail(leader, emitted, cause)
         return emitted
 
     def _admit(self) -> None:

@@ -38,9 +38,22 @@ class Page:
     def __init__(self, service: Service) -> None:
         self.service = service
 
-    def screen(self, inputs: Inputs, columns: Sequence[Column]) -> Screen:
-        """What is on the screen now."""
-        return Screen(model=self.service.config.model_name, inputs=inputs, answers=tuple(columns))
+    def screen(self, inputs: Inputs, columns: Sequence[Column], model: str | None = None) -> Screen:
+        """What is on the screen now; `model` made it, None for the one that is here."""
+        name = self.service.config.model_name if model is None else model
+        return Screen(model=name, inputs=inputs, answers=tuple(columns))
+
+    def saved(self, inputs: Inputs, shown: Screen | None) -> tuple[Screen, str]:
+        """What *Save file* writes of the fields and of what is shown, and the words for it.
+
+        Answers go with the inputs that made them. `shown` None: nothing is, or it was held no longer.
+        """
+        if shown is None or not shown.answers:
+            return self.screen(inputs, ()), "Saved what is asked; the file holds no answers, run again to have some."
+        kept = shown.model_copy(update={"inputs": shown.inputs.model_copy(update={"checks": inputs.checks})})
+        if kept.inputs == inputs:
+            return kept, "Saved."
+        return kept, "Saved the answers with what they answer; what was changed since is not in the file."
 
     async def preview(self, system: str, prompt: str, owner: str) -> str:
         """The steered tokens, or what is wrong with the marks."""
@@ -88,13 +101,19 @@ class Page:
         other = "" if screen.model in ("", here) else f" They were made with {screen.model}; this is {here}."
         verdicts = await asyncio.to_thread(judged, checks, screen.answers)
         told = ("Opened." if screen.answers else "Opened: answering …") + other
-        shown = await asyncio.to_thread(self._shown, screen.inputs, screen.answers, verdicts, told)
+        made_with = screen.model or here
+        shown = await asyncio.to_thread(self._shown, screen.inputs, screen.answers, verdicts, told, made_with)
         return screen.inputs, shown, "" if screen.answers else RUN
 
     def _shown(
-        self, inputs: Inputs, columns: Sequence[Column], verdicts: Sequence[Sequence[Verdict]], told: str
+        self,
+        inputs: Inputs,
+        columns: Sequence[Column],
+        verdicts: Sequence[Sequence[Verdict]],
+        told: str,
+        model: str | None = None,
     ) -> tuple[str, str, Screen, str]:
-        screen = self.screen(inputs, columns)
+        screen = self.screen(inputs, columns, model)
         return render.answers(columns, verdicts), charts.figures(columns), screen, render.note(told)
 
 
@@ -213,11 +232,14 @@ def _wire_exchange(page: Page, fields: Fields, buttons: dict[str, gr.Button], ou
     name = page.service.config.model_name
 
     def save(values: dict[Any, Any]) -> tuple[Any, str]:
-        shown: Screen | None = values[out.screen]
-        return told(lambda: to_json(page.screen(fields.read(values), shown.answers if shown else ())), "Saved.")
+        def written() -> tuple[str, str]:
+            screen, words = page.saved(fields.read(values), values[out.screen])
+            return to_json(screen), words
+
+        return told(written)
 
     def link(values: dict[Any, Any]) -> tuple[Any, str]:
-        return told(lambda: to_link(fields.read(values), name), "The address of this page is the link now.")
+        return told(lambda: (to_link(fields.read(values), name), "The address of this page is the link now."))
 
     async def open_text(text: str) -> list[Any]:
         opened = await page.open(text) if text else ""
@@ -239,9 +261,10 @@ def _wire_exchange(page: Page, fields: Fields, buttons: dict[str, gr.Button], ou
         opened.then(None, out.carrier, None, js="(flag) => heedful.runIf(flag)", **QUIET)
 
 
-def told(make: Callable[[], str], done: str) -> tuple[str, str]:
-    """A text for the browser, empty where it cannot be made, and what is said about it."""
+def told(make: Callable[[], tuple[str, str]]) -> tuple[str, str]:
+    """A text for the browser, empty where it cannot be made, and what is said about it: `make` gives both."""
     try:
-        return make(), render.note(done)
+        text, words = make()
+        return text, render.note(words)
     except HeedfulError as error:
         return "", render.note(str(error), is_error=True)

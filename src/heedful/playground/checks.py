@@ -1,4 +1,4 @@
-"""The user's checks of an answer: `heedful.constraints`, with bounds where a pattern could take for ever, or all memory.
+"""The user's checks of an answer: `heedful.constraints`, with bounds where a pattern could take all time or memory.
 
 `regex` writes repetitions out as it compiles, where no time limit reaches: how long that would be is reckoned before.
 """
@@ -44,8 +44,7 @@ class Check:
 
 
 def parse_checks(specs: Sequence[str]) -> list[Check]:
-    """The checks that are named. Takes a moment: call it off the event loop. Raises `OptionError` for one that is none.
-    """
+    """The checks that are named. Takes a moment: call it off the event loop. Raises `OptionError` for one that is none."""
     return [_check(spec) for spec in specs]
 
 
@@ -64,7 +63,7 @@ def _timed(pattern: str) -> Callable[[str], bool | None]:
     size = written_out(pattern)
     if size > MOST_WRITTEN_OUT:
         raise OptionError(
-            f"the pattern's repetitions written out would have about {size:.1e} parts; at most {MOST_WRITTEN_OUT} are "
+            f"the pattern with its repetitions written out has about {size:.1e} parts; at most {MOST_WRITTEN_OUT} are "
             "read: ask for lower counts, or for * or +"
         )
     try:
