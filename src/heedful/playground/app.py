@@ -6,7 +6,6 @@ import asyncio
 import sys
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
-from functools import partial
 from typing import Any
 
 import gradio as gr
@@ -223,9 +222,9 @@ def _wire_run(page: Page, fields: Fields, buttons: dict[str, gr.Button], out: Ou
 
     # The engine says itself how many answers it has room for.
     running = buttons["run"].click(run, set(fields.all), out.shown, concurrency_limit=None, **QUIET)
-    # Said by the server, so that it comes after all that the answers said.
-    stopped = partial(render.note, "Stopped.")
-    buttons["stop"].click(stopped, None, out.note, cancels=[running], concurrency_limit=None, **QUIET)
+    # Said at once, and again when no more answers can come: what was under way would have the last word.
+    buttons["stop"].click(None, None, out.note, cancels=[running], js="() => heedful.stop()", **QUIET)
+    running.then(None, None, out.note, js="() => heedful.ended()", **QUIET)
 
 
 def _wire_exchange(page: Page, fields: Fields, buttons: dict[str, gr.Button], out: Outputs, blocks: gr.Blocks) -> None:

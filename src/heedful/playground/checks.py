@@ -44,7 +44,7 @@ class Check:
 
 
 def parse_checks(specs: Sequence[str]) -> list[Check]:
-    """The checks that are named. Takes a moment: call it off the event loop. Raises `OptionError` for one that is none."""
+    """The checks that are named; call it off the event loop. Raises `OptionError` for one that is none."""
     return [_check(spec) for spec in specs]
 
 

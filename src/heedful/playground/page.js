@@ -7,6 +7,7 @@ window.heedful = (() => {
   let last = { id: "hp-prompt", start: 0, end: 0 };
   let anchor = null;
   let pointer = ""; // where it was last
+  let isStopped = false; // the answers that were asked for last
 
   const field = (id) => document.querySelector(`#${id} textarea`);
   const placeOf = (event) => `${event.screenX} ${event.screenY}`;
@@ -196,6 +197,13 @@ window.heedful = (() => {
     if (flag === "run") press("hp-run");
   }
 
+  const ended = () => (isStopped ? note("Stopped.") : undefined);
+
+  function stop() {
+    isStopped = true;
+    return ended();
+  }
+
   // Listening
 
   document.addEventListener("selectionchange", remember);
@@ -204,6 +212,9 @@ window.heedful = (() => {
   addEventListener("scroll", place, true);
   addEventListener("resize", place);
   document.addEventListener("pointerdown", remember, true);
+  document.addEventListener("click", (event) => {
+    if (event.target.closest?.("#hp-run")) isStopped = false;
+  }, true);
   document.addEventListener("mousemove", (event) => {
     pointer = placeOf(event);
   }, true);
@@ -234,5 +245,5 @@ window.heedful = (() => {
     event.preventDefault();
   }, true);
 
-  return { mark, save, readFile, readLink, setLink, runIf };
+  return { mark, stop, ended, save, readFile, readLink, setLink, runIf };
 })();
