@@ -39,6 +39,7 @@ class Running:
     url: str
     engine: TransformersEngine
     app: Any
+    server: run.Server
     pause: float = 0.0
     clients: list[Any] = field(default_factory=list)
 
@@ -82,7 +83,7 @@ def running(
     bound = run.listen("127.0.0.1", 0)
     server = run.Server(app, engine, 2.0)
     thread = threading.Thread(target=lambda: server.run(sockets=[bound]))
-    here = Running(run.address(bound), engine, app)
+    here = Running(run.address(bound), engine, app, server)
     step = engine._decoder.step
 
     def pausing() -> Any:

@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -26,6 +27,8 @@ from hypothesis import strategies as st
 
 import heedful
 from heedful import cli, ranking
+from heedful.bench import serve as bench
+from heedful.bench.overhead import Figure, Report
 from heedful.contrast import ContextAware
 from heedful.methods import GATED, METHODS, NAMES
 from heedful.recipe import ModelShape
@@ -749,6 +752,38 @@ def test_draining(tiny: heedful.LM) -> None:
         assert here.http().post(CHAT, json=body()).status_code == 503
         assert here.http().get("/ready").status_code == 503
         assert runs.read().decode().endswith("data: [DONE]\n\n")
+
+
+def test_the_grace_period_runs_out(tiny: heedful.LM) -> None:
+    """What is not finished then is ended, with a word why; the server goes."""
+    with running(tiny, limits=Limits(max_running=1, max_queue=4)) as here:
+        stream = occupy(here, 1)[0]  # for 9 s
+        here.wait(lambda status: status.num_running == 1)
+        here.server.grace_seconds = 0.3
+        begun = time.monotonic()
+        here.server.should_exit = True
+        last = json.loads(stream.read().decode().strip().splitlines()[-1][6:])
+        assert (last["error"]["code"], time.monotonic() - begun < 7) == ("shutting_down", True)
+        assert "before the answer was finished" in last["error"]["message"]
+        here.wait(lambda status: status.state == "stopped")
+
+
+# -- the bench
+
+
+def test_the_bench_writes_its_page(tmp_path: Path) -> None:
+    asked = [bench.request(number, 64) for number in range(24)]
+    drawn = {one["heedful"]["method"] for one in asked if "temperature" in one}
+    assert drawn == set(bench.METHODS) == {one["heedful"]["method"] for one in asked if "temperature" not in one}
+    figures = [Figure("mixed load: errors", 0, 0, 0), Figure("throughput, 16 clients ÷ 1", 4.61, 3.5, 4.8)]
+    report = Report({"clients": 64, "model": None}, "a machine", {"heedful": "1"}, [], figures)
+    bench.write(report, tmp_path / "serving.md")
+    text = (tmp_path / "serving.md").read_text()
+    assert "| throughput, 16 clients ÷ 1 | ≥ 3 | 4.61 | 3.5 | 4.8 |" in text
+    assert "| mixed load: errors | 0 | 0 | 0 | 0 |" in text
+    assert re.search(r"a machine; \d{4}-.*; commit \w+", text)
+    assert "clients=64\n" in text
+    assert "torch" in text
 
 
 # -- operation
