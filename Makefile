@@ -36,9 +36,9 @@ lint: $(VENV)/.extras  ## formatting, lint and types
 bench: model  ## speed and memory against transformers' own generate (BENCH_ARGS='--rounds 3' …)
 	OMP_NUM_THREADS=2 $(BIN)/heedful bench overhead $(if $(DATA),--data $(DATA)) $(BENCH_ARGS)
 
-bench-serve: model  ## a server under load, with faults (BENCH_ARGS='--seconds 60' …)
+bench-serve: model  ## a server under load, with faults; writes docs/results/serving.md (BENCH_ARGS='--rounds 5' …)
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[serve]'
-	$(BIN)/heedful bench serve $(BENCH_ARGS)
+	$(BIN)/heedful bench serve --out docs/results/serving.md $(BENCH_ARGS)
 
 bench-vllm: $(VLLM)/.installed  ## vLLM with the plug-in against vLLM without (BENCH_ARGS='--rounds 3' …)
 	OMP_NUM_THREADS=1 VLLM_CPU_KVCACHE_SPACE=1 VLLM_LOGGING_LEVEL=ERROR \

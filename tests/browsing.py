@@ -81,14 +81,34 @@ class Tab:
         """Waits for the end of the answers."""
         expect(self.note).to_contain_text("Done.", timeout=SECONDS * 1000)
 
-    def answer(self, number: int) -> str:
-        """The text of a column, without the small numbers."""
-        script = """area => [...area.querySelectorAll('.hp-t')].map(token => {
-            const copy = token.cloneNode(true);
-            copy.querySelectorAll('sup, .hp-none').forEach(one => one.remove());
-            return copy.textContent;
-        }).join('')"""
-        return str(self.page.locator(f"#hp-answer-{number}").evaluate(script))
+    def until(self, script: str, value: Any = None) -> None:
+        """Waits until the JavaScript function gives true for `value`."""
+        self.page.wait_for_function(script, arg=value, timeout=SECONDS * 1000)
+
+    def answers(self, *texts: str) -> None:
+        """Waits until the columns show these texts, the small numbers left out."""
+        script = """texts => texts.every((text, at) => {
+            const tokens = document.querySelectorAll(`#hp-answer-${at + 1} .hp-t`);
+            return text === [...tokens].map(token => {
+                const copy = token.cloneNode(true);
+                copy.querySelectorAll('sup, .hp-none').forEach(one => one.remove());
+                return copy.textContent;
+            }).join('');
+        })"""
+        self.until(script, list(texts))
+
+    def selects(self, text: str) -> None:
+        """Waits until `text` is what is selected in the prompt, which has the focus."""
+        script = """text => {
+            const area = document.querySelector("#hp-prompt textarea");
+            const {selectionStart: start, selectionEnd: end} = area;
+            return document.activeElement === area && area.value.slice(start, end) === text;
+        }"""
+        self.until(script, text)
+
+    def shows(self, html: str) -> None:
+        """Waits until the columns are exactly these."""
+        self.until("html => document.querySelector('.hp-columns')?.innerHTML === html", html)
 
     def open_file(self, path: Path) -> None:
         """Opens a file with the page's own button."""

@@ -34,11 +34,13 @@ def body(**more: Any) -> dict[str, Any]:
 
 @dataclass
 class Running:
-    """A server that answers at `url`."""
+    """A server that answers at `url`. `pause`: seconds before each of its steps, so that others can look at it."""
 
     url: str
     engine: TransformersEngine
     app: Any
+    server: run.Server
+    pause: float = 0.0
     clients: list[Any] = field(default_factory=list)
 
     def client(self, **more: Any) -> openai.OpenAI:
@@ -51,13 +53,17 @@ class Running:
         self.clients.append(client)
         return client
 
-    def wait(self, holds: Callable[[Any], bool], seconds: float = 10.0) -> float:
-        """Seconds until `holds(status)`; fails where it does not."""
-        begun = time.monotonic()
-        while not holds(self.engine.status()):
-            assert time.monotonic() - begun < seconds, self.engine.status()
-            time.sleep(0.002)
-        return time.monotonic() - begun
+    def wait(self, holds: Callable[[Any], bool], seconds: float = 20.0) -> None:
+        """Waits until `holds(status)`; fails where it does not."""
+        eventually(lambda: holds(self.engine.status()), seconds)
+
+
+def eventually(holds: Callable[[], bool], seconds: float = 20.0) -> None:
+    """Waits until it holds; fails where it does not in `seconds`, which are for a machine that is busy."""
+    begun = time.monotonic()
+    while not holds():
+        assert time.monotonic() - begun < seconds
+        time.sleep(0.002)
 
 
 @contextmanager
@@ -76,10 +82,17 @@ def running(
     app = create_app(service, Keys(list(keys)), page=page)
     bound = run.listen("127.0.0.1", 0)
     server = run.Server(app, engine, 2.0)
-    engine.start()
     thread = threading.Thread(target=lambda: server.run(sockets=[bound]))
+    here = Running(run.address(bound), engine, app, server)
+    step = engine._decoder.step
+
+    def pausing() -> Any:
+        time.sleep(here.pause)
+        return step()
+
+    engine._decoder.step = pausing  # type: ignore[method-assign]
+    engine.start()
     thread.start()
-    here = Running(run.address(bound), engine, app)
     try:
         while not server.started:
             assert thread.is_alive()

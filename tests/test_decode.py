@@ -112,6 +112,30 @@ def test_a_long_prompt_holds_nobody_up(recipe: Any) -> None:
     assert new_tokens(late) == alone(long)
 
 
+def test_ranking_counts_against_what_a_step_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fifteen prompts that come at once: a step has at most one ranking more than it may, and none waits for ever."""
+    one = Decoder(engine(), 15, 320, prefill_tokens=16)
+    num_probes = engine().num_layers + 1
+    sizes: list[int] = []
+    forward = engine().forward
+
+    def noted(slots: Any, rows: Any, chunks: Any = (), **more: Any) -> Any:
+        sizes.append(len(rows) + sum(len(chunk.tokens) for chunk in chunks))
+        return forward(slots, rows, chunks, **more)
+
+    asked = [request(families.prompt(seed, length=9), directer(), SPAN, new=1) for seed in range(15)]
+    expected = [alone(r) for r in asked]
+    monkeypatch.setattr(engine(), "forward", noted)
+    answers = [one.submit(r) for r in asked]
+    first: list[int] = []
+    while not one.is_idle:
+        first += [answers.index(emitted.answer) for emitted in one.step()]
+    assert first == list(range(15))
+    assert max(sizes) <= 16 + num_probes
+    assert len(sizes) <= 15
+    assert [new_tokens(answer) for answer in answers] == expected
+
+
 def test_gated_pooled_steering_is_read_in_pieces_too() -> None:
     recipe = SpotLight(pooled=True, gate=Plausibility(0.5)).recipe()
     one = decoder(prefill_tokens=8)
@@ -207,6 +231,59 @@ def test_an_answer_that_is_not_finite_raises_where_it_is_read() -> None:
         run(engine(), [asked])
 
 
+class Broken(KeyScaling):
+    """Raises in mid-forward."""
+
+    def edit(self, scores: Any, span: Any, layer: int) -> None:
+        raise OverflowError("its own fault")
+
+
+@dataclass(frozen=True)
+class BrokenContrast(ContextAware):
+    """Raises where tokens are settled."""
+
+    def combine(self, logits: Any, hidden: Any) -> Any:
+        raise OverflowError("its own fault")
+
+
+BROKEN = {
+    "always": Broken().recipe(),
+    "prefill": replace(InstABoost().recipe(), steerer=Broken()),
+    "gated": replace(directer(threshold=0.0), steerer=Broken()),
+    "contrast": BrokenContrast().recipe(),
+}
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+@pytest.mark.parametrize("num_steps", [0, 5])
+def test_who_raises_ends_alone(kind: str, num_steps: int) -> None:
+    one = decoder(6, reuses_prefixes=True, fails_alone=True, prefill_tokens=16)
+    others = {name: one.submit(asked) for name, asked in KINDS.items()}
+    for _ in range(num_steps):
+        one.step()
+    bad = one.submit(request(LONG, BROKEN[kind], SPAN))
+    errors = []
+    while not one.is_idle:
+        errors += [emitted.error for emitted in one.step() if emitted.error]
+    assert [str(error) for error in errors] == [
+        "the logits of token 1 of the answer cannot be computed (OverflowError); steer it less strongly"
+    ]
+    assert bad.finish_reason == "error"
+    assert one._free == list(range(6))
+    for name, answer in others.items():
+        assert new_tokens(answer) == alone(KINDS[name])
+
+
+def test_where_all_fail_it_is_nobodys_own_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    one = decoder(6, fails_alone=True)
+    for kind in KINDS.values():
+        one.submit(kind)
+    one.step()
+    monkeypatch.setattr(engine(), "forward", lambda *_, **__: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        one.step()
+
+
 @pytest.mark.parametrize("make", [ContextAware, Anchoring])
 def test_strengths_are_bounded(make: Any) -> None:
     for strength in (1e300, 1.1e6):
@@ -284,6 +361,12 @@ def test_which_slot_is_taken() -> None:
     assert held.best([1, 2], range(50)) == (1, 30)
     assert held.best([0, 1, 2], [9, 9]) == (0, 0)  # the oldest
     assert held.best([0, 1, 2], range(15)) == (0, 0)  # too little to keep
+    held.keep(1, [*range(24), *[5] * 200])
+    assert held.best([1, 2], range(24)) == (2, 0)  # a template's tokens are not worth a conversation
+    assert held.best([1], range(24)) == (1, 24)
+    assert held.best([1, 2], [*range(24), *[5] * 88]) == (1, 112)
+    held.keep(0, [])
+    assert held.best([0, 1, 2], range(24)) == (0, 0)  # an empty one first, however lately it was used
     assert num_shared([1, 2, 3], [1, 2, 4, 5]) == 2
     assert num_shared([], [1]) == 0
 

@@ -1,6 +1,7 @@
 """The playground as a person meets it, in a real browser. Keeps pictures in `screenshots/`."""
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,7 @@ def test_type_mark_run_look_save_and_open_again(server: Running, browser: Any, l
     keys.press("Alt+m")
     expect(tab.prompt).to_have_value(MARKED)
     expect(tab.marks).to_have_count(len(lm.encode(MARKED).span))
+    tab.selects(INSTRUCTION)
     keys.press("Alt+m")  # what was marked is still selected: the mark is taken off
     expect(tab.prompt).to_have_value(f"{QUESTION} {INSTRUCTION}")
     tab.page.get_by_role("button", name="Find them").press("Enter")
@@ -75,11 +77,12 @@ def test_type_mark_run_look_save_and_open_again(server: Running, browser: Any, l
     tab.has_run()
     plain = lm.generate(MARKED, method=None, max_new_tokens=16)
     steered = lm.generate(MARKED, max_new_tokens=16)
-    assert (tab.answer(1), tab.answer(2)) == (plain.text, steered.text)
+    tab.answers(plain.text, steered.text)
     assert plain.text != steered.text
     column = tab.page.locator(".hp-column").nth(1)
-    assert column.locator(".hp-changed").count() == steered.stats.changed > 0
-    assert column.locator(".hp-rejected").count() == steered.stats.rejected
+    assert steered.stats.changed > 0
+    expect(column.locator(".hp-changed")).to_have_count(steered.stats.changed)
+    expect(column.locator(".hp-rejected")).to_have_count(steered.stats.rejected)
     expect(column.locator(".hp-checks")).to_contain_text("✓ holds no_comma")
     expect(tab.page.locator(".hp-column").nth(0).locator(".hp-checks")).to_contain_text("✗ broken no_comma")
     expect(tab.page.locator("#hp-figures svg")).to_have_count(1)
@@ -92,24 +95,28 @@ def test_type_mark_run_look_save_and_open_again(server: Running, browser: Any, l
     expect(tip).to_contain_text("changed: steered in")
     expect(tip).to_contain_text("%")
     tab.shoot("desktop")
+    tab.page.mouse.move(2, 2)
+    expect(tip).to_be_hidden()
     tab.page.locator("#hp-answer-2").focus()
-    first = tip.inner_text()
-    keys.press("ArrowRight")
-    assert tip.inner_text() != first
-    keys.press("Home")
-    assert tip.inner_text() == first
+    tokens = column.locator(".hp-t")
+    for key, at in (("Home", 0), ("ArrowRight", 1), ("ArrowRight", 2), ("ArrowLeft", 1), ("Home", 0)):
+        keys.press(key)
+        expect(tokens.nth(at)).to_have_class(re.compile("hp-at"))
+        expect(tip).to_be_visible()
     keys.press("Escape")
     expect(tip).to_be_hidden()
 
     # A narrow window.
     tab.page.set_viewport_size({"width": 360, "height": 740})
-    assert tab.page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    tab.until("() => innerWidth === 360 && document.documentElement.scrollWidth <= 360")
     tab.page.locator("#hp-answer-2 .hp-changed").first.click()
     expect(tip).to_be_visible()
-    box = tip.bounding_box()
-    assert box is not None
-    assert box["x"] >= 0
-    assert box["x"] + box["width"] <= 360
+    tab.until(
+        """() => {
+            const {left, right} = document.getElementById("hp-tip").getBoundingClientRect();
+            return left >= 0 && right <= 360;
+        }"""
+    )
     tab.shoot("narrow")
     keys.press("Escape")
     tab.page.set_viewport_size({"width": 1280, "height": 900})
@@ -124,7 +131,7 @@ def test_type_mark_run_look_save_and_open_again(server: Running, browser: Any, l
     assert [answer.text for answer in screen.answers] == [plain.text, steered.text]
     tab.page.get_by_role("button", name="Copy link").click()
     expect(tab.note).to_contain_text("link")
-    tab.page.wait_for_function("location.hash.startsWith('#heed=')")
+    tab.until("() => location.hash.startsWith('#heed=')")
     link = tab.page.evaluate("location.hash")
     shown = tab.page.locator(".hp-columns").first.inner_html()
     tab.close()
@@ -133,7 +140,7 @@ def test_type_mark_run_look_save_and_open_again(server: Running, browser: Any, l
     again.open_file(path)
     expect(again.note).to_contain_text("Opened.")
     expect(again.prompt).to_have_value(MARKED)
-    assert again.page.locator(".hp-columns").first.inner_html() == shown
+    again.shows(shown)
     bad = tmp_path / "bad.json"
     for content, complaint in (('{"inputs": {"strength": "x"}}', "inputs.strength"), ("", "Invalid JSON")):
         bad.write_text(content)
@@ -142,12 +149,12 @@ def test_type_mark_run_look_save_and_open_again(server: Running, browser: Any, l
     bad.write_text(" " * 1_000_000)
     again.open_file(bad)
     expect(again.note).to_contain_text("at most 900000 are read")
-    assert again.page.locator(".hp-columns").first.inner_html() == shown
+    again.shows(shown)
     again.close()
 
     linked = Tab(browser, server.url, fragment=link)
     linked.has_run()
-    assert (linked.answer(1), linked.answer(2)) == (plain.text, steered.text)
+    linked.answers(plain.text, steered.text)
     linked.close()
 
 
@@ -191,10 +198,10 @@ def test_what_a_user_or_a_model_writes_is_text(tiny: heedful.LM, browser: Any, t
         tab = Tab(browser, here.url)
         tab.fill(prompt=f"{EVIL} <heed>{EVIL}</heed>", checks=["contains:" + EVIL])
         expect(tab.marks.first).to_be_visible()
-        assert tab.page.locator(".hp-preview").inner_text().count(EVIL) == 2
+        tab.until("evil => document.querySelector('.hp-preview').innerText.split(evil).length === 3", EVIL)
         tab.page.keyboard.press("Control+Enter")
         tab.has_run()
-        assert tab.answer(1) == tab.answer(2) == EVIL
+        tab.answers(EVIL, EVIL)
         expect(tab.page.locator(".hp-checks").first).to_contain_text(f"✓ holds contains:{EVIL}")
         tab.page.locator("#hp-answer-2 .hp-accepted").first.hover()
         expect(tab.page.locator("#hp-tip")).to_be_visible()
@@ -218,7 +225,79 @@ def test_what_a_user_or_a_model_writes_is_text(tiny: heedful.LM, browser: Any, t
         tab.close()
 
 
-def test_two_tabs_at_once_and_one_that_leaves(server: Running, browser: Any) -> None:
+def test_the_keyboard_is_not_disturbed_by_a_pointer_that_rests(server: Running, browser: Any, tmp_path: Path) -> None:
+    """A page that moves under the pointer tells of it as if the pointer had come; a token that is walked to stays."""
+    tokens = tuple(Told(text=f" {n}", decision="accepted", layers=1, trials=1, changed=False) for n in range(9))
+    path = tmp_path / "screen.json"
+    column = Column(method="m", is_checked=True, num_layers=1, order=(0,), tokens=tokens)
+    path.write_text(to_json(Screen(inputs=Inputs(prompt="x"), answers=(column,))))
+    tab = Tab(browser, server.url)
+    tab.open_file(path)
+    shown = tab.page.locator("#hp-answer-1 .hp-t")
+    shown.nth(5).hover()
+    expect(shown.nth(5)).to_have_class(re.compile("hp-at"))
+    tab.page.locator("#hp-answer-1").focus()
+    tab.page.keyboard.press("ArrowRight")
+    expect(shown.nth(1)).to_have_class(re.compile("hp-at"))
+    move = """([at, moved]) => document.querySelectorAll("#hp-answer-1 .hp-t")[at].dispatchEvent(
+        new MouseEvent("mouseover", {bubbles: true, screenX: window.at[0] + moved, screenY: window.at[1]}))"""
+    tab.page.evaluate("""() => document.addEventListener("mousemove", e => window.at = [e.screenX, e.screenY], true)""")
+    shown.nth(4).hover()
+    expect(shown.nth(4)).to_have_class(re.compile("hp-at"))
+    tab.page.keyboard.press("Home")
+    tab.page.evaluate(move, [7, 0])
+    expect(shown.nth(0)).to_have_class(re.compile("hp-at"))
+    tab.page.evaluate(move, [7, 1])
+    expect(shown.nth(7)).to_have_class(re.compile("hp-at"))
+    tab.close()
+
+
+SELECT = "([start, end]) => document.querySelector('#hp-prompt textarea').setSelectionRange(start, end)"
+
+
+@pytest.mark.parametrize(
+    ("text", "selected", "bare", "inner"),
+    [
+        ("Say <heed weight=0.5>yes or no</heed> now.", "yes or no", "Say yes or no now.", "yes or no"),
+        ("Say <heed>yes or no</heed> now.", "Say <heed>yes", "Say yes or no now.", "Say yes"),
+        ("Say <heed>yes</heed> or <heed>no</heed> now.", "s</heed> or <heed>n", "Say yes or no now.", "s or n"),
+        ("Say <heed>yes or no</heed> now.", "eed>yes or no</h", "Say yes or no now.", "yes or no"),
+        ("Say  yes or no  now.", " yes or no ", "Say  yes or no  now.", "yes or no"),
+    ],
+)
+def test_a_mark_comes_and_goes(server: Running, browser: Any, text: str, selected: str, bare: str, inner: str) -> None:
+    """However it was marked: pressed again and again, at once, the same text is marked and not."""
+    tab = Tab(browser, server.url)
+    keys = tab.page.keyboard
+    tab.prompt.fill(text)
+    expect(tab.prompt).to_have_value(text)
+    start = text.index(selected)
+    tab.page.evaluate(SELECT, [start, start + len(selected)])
+    marked = bare.replace(inner, f"<heed>{inner}</heed>")
+    if text != bare:
+        keys.press("Alt+m")
+        expect(tab.prompt).to_have_value(bare)
+        tab.selects(inner)
+    for _ in range(3):
+        keys.press("Alt+m")
+        tab.selects(inner)
+        expect(tab.prompt).to_have_value(marked)
+        keys.press("Alt+m")
+        tab.selects(inner)
+        expect(tab.prompt).to_have_value(bare)
+    for _ in range(5):  # without a look in between
+        keys.press("Alt+m")
+    expect(tab.prompt).to_have_value(marked)
+    expect(tab.marks.first).to_be_visible()
+    tab.page.evaluate(SELECT, [0, 0])
+    keys.press("Alt+m")
+    expect(tab.note).to_contain_text("Select some text first")
+    expect(tab.prompt).to_have_value(marked)
+    tab.close()
+
+
+def test_two_tabs_at_once_and_one_that_leaves(server: Running, browser: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "pause", 0.1)  # 500 tokens take longer than all that is waited for here
     tabs = [Tab(browser, server.url), Tab(browser, server.url)]
     for tab, tokens in zip(tabs, (500, 6), strict=True):
         tab.fill(example="No commas", tokens=tokens)
@@ -231,11 +310,12 @@ def test_two_tabs_at_once_and_one_that_leaves(server: Running, browser: Any) -> 
     assert server.engine.status().num_running >= 1
     tabs[0].page.locator("#hp-stop").click()
     expect(tabs[0].note).to_contain_text("Stopped.")
-    server.wait(lambda status: status.num_running == 0, seconds=2)
+    server.wait(lambda status: status.num_running == 0)
+    expect(tabs[0].note).to_contain_text("Stopped.")
     tabs[0].page.locator("#hp-run").click()
     expect(tabs[0].note).to_contain_text("tokens so far")
     tabs[0].close()
-    server.wait(lambda status: status.num_running == 0, seconds=2)
+    server.wait(lambda status: status.num_running == 0)
     assert json.loads(server.http().get("/health").text)["running"] == 0
     tabs[1].close()
 

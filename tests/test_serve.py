@@ -10,10 +10,11 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import asdict
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,22 +22,28 @@ import httpx
 import openai
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 import heedful
-from heedful import cli
+from heedful import cli, ranking
+from heedful.bench import serve as bench
+from heedful.bench.overhead import Figure, Report
 from heedful.contrast import ContextAware
+from heedful.methods import GATED, METHODS, NAMES
 from heedful.recipe import ModelShape
-from heedful.serve import run
+from heedful.serve import guard, routes, run
 from heedful.serve.config import is_loopback
 from heedful.serve.fair import FairQueue
 from heedful.serve.generation import unless_gone
 from heedful.serve.marking import Default
+from heedful.serve.protocol import BusyError
 from heedful.serve.replies import Envelope
-from heedful.serve.schemas import Heedful
+from heedful.serve.schemas import ChatRequest, Heedful
 from heedful.serve.storage import plan
 from heedful.serve.worker import Limits, TransformersEngine
 from heedful.steerers import scores_path
-from serving import ASK, CHAT, PLAIN, PROMPT, TEXT, Running, body, running
+from serving import ASK, CHAT, PLAIN, PROMPT, TEXT, Running, body, eventually, running
 
 
 @pytest.fixture(scope="module")
@@ -226,6 +233,11 @@ def test_instructions_are_found_when_asked_for(tiny: heedful.LM) -> None:
         client = here.client()
         assert heeded(client, told)[0] == expected.text
         assert heeded(client, idle)[1]["method"] == {"name": "none"}
+        assert heeded(client, idle, instructions="auto", strength=50.0)[1]["method"] == {"name": "none"}
+        for steering in ({"method": "directer"}, {"strength": 50.0}, {"threshold": 0.1}):
+            with pytest.raises(openai.BadRequestError, match="nothing in it is marked"):
+                heeded(client, idle, **steering)
+            assert heeded(client, told, **steering)[1]["method"]["name"] == "directer"
         both = client.completions.create(model="m", prompt=["Say hi.", told[0]["content"]], max_tokens=2)
         found = [len(one["found"]) for one in both.heedful["detections"]]  # type: ignore[attr-defined]
         assert found == [0, 1]
@@ -287,11 +299,68 @@ def test_a_conversation_s_next_turn_is_not_read_again(client: openai.OpenAI, tin
     assert reply.choices[0].message.content == tiny.generate(spoken, max_new_tokens=20).text
 
 
+def test_two_conversations_keep_what_they_hold(client: openai.OpenAI) -> None:
+    """Turn by turn beside each other: each finds again all that it said, whatever their templates share."""
+    chats: list[list[Any]] = [[], []]
+    read = [0, 0]
+    for turn in range(3):
+        for number, topic in enumerate(("the sea and its tides", "a mountain hut in winter")):
+            chats[number].append({"role": "user", "content": f"Turn {turn}: tell me at length about {topic}. " * 3})
+            reply = client.chat.completions.create(model="m", messages=chats[number], max_tokens=8)
+            chats[number].append({"role": "assistant", "content": reply.choices[0].message.content})
+            assert reply.usage is not None
+            assert reply.usage.prompt_tokens_details is not None
+            cached = reply.usage.prompt_tokens_details.cached_tokens
+            assert cached is not None
+            assert cached >= read[number]
+            read[number] = reply.usage.prompt_tokens - 2
+
+
+def rankings_measured(here: Running, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Grows by one with each ranking that is measured."""
+    found: list[int] = []
+    measured = ranking.measured
+
+    def noted(*args: Any) -> Any:
+        found.append(1)
+        return measured(*args)
+
+    monkeypatch.setattr(ranking, "measured", noted)
+    return found
+
+
+@pytest.mark.parametrize("keeps", [False, True])
+def test_rankings_are_kept_where_that_is_wanted(keeps: bool, tiny: heedful.LM, monkeypatch: pytest.MonkeyPatch) -> None:
+    with running(tiny, limits=Limits(4, 16, keeps_rankings=keeps)) as here:
+        found, client = rankings_measured(here, monkeypatch), here.client()
+        first = heeded(client, ASK)
+        again = heeded(client, ASK)
+        assert (again[0], again[1]["ranking"]) == (first[0], first[1]["ranking"])
+        assert len(found) == (1 if keeps else 2)
+        other = [{"role": "user", "content": PROMPT.replace("Japan", "the far north of Norway")}]
+        told = heeded(client, other)[1]
+        assert len(found) == (1 if keeps else 3)
+        assert not keeps or told["ranking"] == first[1]["ranking"]
+        count = len(found)
+        heeded(client, ASK, strength=50.0)
+        heeded(client, [{"role": "user", "content": PROMPT.replace("commas", "dashes")}])
+        heeded(client, ASK, method="directer:ranking=reversed")
+        assert len(found) == count + 3
+        kept = here.engine._rankings
+        assert (len(kept._kept), kept.size) == ((4, 1024) if keeps else (0, 0))
+        kept.size = 4 if keeps else 0
+        heeded(client, [{"role": "user", "content": PROMPT.replace("commas", "vowels")}])
+        assert len(kept._kept) == kept.size
+        heeded(client, ASK)  # kept the longest, met the least lately
+        assert len(found) == count + 5
+
+
 # -- limits
 
 
 def occupy(here: Running, count: int, tokens: int = 450) -> list[Any]:
-    """Streams that run for a while; close them."""
+    """Streams that run for a while, 0.02 s a token; close them."""
+    here.pause = 0.02
     streams = [
         here.http().send(
             here.http().build_request("POST", CHAT, json=body(max_tokens=tokens, stream=True, messages=PLAIN)),
@@ -327,7 +396,7 @@ def test_leaving_frees_slots(tiny: heedful.LM) -> None:
         here.wait(lambda status: status.num_waiting == 2)
         for stream in streams:
             stream.close()
-        assert here.wait(lambda status: status.num_running == status.num_waiting == 0) < 1.0
+        here.wait(lambda status: status.num_running == status.num_waiting == 0, seconds=5)  # by themselves: 9 s each
         assert len(here.engine._decoder._free) == 2
         assert here.client().chat.completions.create(model="m", messages=PLAIN, max_tokens=1).choices
 
@@ -383,29 +452,135 @@ def test_a_full_queue_is_shared(tiny: heedful.LM) -> None:
         assert [one.result(timeout=10) for one in (*busy[:2], other)] == [200] * 3
 
 
+class SlowReading:
+    """Lets a server's prompts wait while they are encoded, until `may_go`; `order`: whose were, as they were."""
+
+    def __init__(self, here: Running, patch: pytest.MonkeyPatch) -> None:
+        self.service, self.may_go, self.order = here.app.state.service, threading.Event(), list[str]()
+        mark, encode = self.service._mark, self.service.lm.encode
+
+        def slow_mark(prompts: Any, request: Any) -> Any:
+            self.may_go.wait(60)
+            self.order.append(request.user)
+            return mark(prompts, request)
+
+        def slow_encode(*args: Any, **more: Any) -> Any:
+            self.may_go.wait(60)
+            return encode(*args, **more)
+
+        patch.setattr(self.service, "_mark", slow_mark)
+        self.slow_encode = slow_encode
+
+    def wait(self, number: int) -> None:
+        """Until so many answers' prompts are being encoded."""
+        eventually(lambda: self.service._encoding.total() == number)
+
+
 def test_encoding_is_a_part_of_the_queue(tiny: heedful.LM, monkeypatch: pytest.MonkeyPatch) -> None:
-    with (
-        running(tiny, limits=Limits(max_running=1, max_queue=1), seconds=1.0) as here,
-        ThreadPoolExecutor(2) as pool,
-    ):
-        service, may_go = here.app.state.service, threading.Event()
-        mark, begun = service._mark, threading.Semaphore(0)
+    with running(tiny, limits=Limits(max_running=1, max_queue=1)) as here, ThreadPoolExecutor(2) as pool:
+        reading = SlowReading(here, monkeypatch)
+        two = []
+        for number in (1, 2):
+            two.append(pool.submit(here.http().post, CHAT, json=body()))
+            reading.wait(number)
+        reply = here.http().post(CHAT, json=body())
+        assert (reply.status_code, "0 requests run and 2 wait" in reply.text) == (429, True)
+        reading.may_go.set()
+        assert [one.result().status_code for one in two] == [200, 200]
+        assert not reading.service._encoding
 
-        def slow(*args: Any) -> Any:
-            begun.release()
-            may_go.wait(10)
-            return mark(*args)
 
-        monkeypatch.setattr(service, "_mark", slow)
-        two = [pool.submit(here.http().post, CHAT, json=body()) for _ in range(2)]
-        assert begun.acquire(timeout=5)
-        while service._num_encoding < 2:
-            pass
-        assert here.http().post(CHAT, json=body()).status_code == 429
-        assert [one.result().json()["error"]["code"] for one in two] == ["time_limit"] * 2
-        may_go.set()
+def test_the_time_limit_holds_while_a_prompt_is_encoded(tiny: heedful.LM, monkeypatch: pytest.MonkeyPatch) -> None:
+    with running(tiny, seconds=0.2) as here:
+        reading = SlowReading(here, monkeypatch)
+        monkeypatch.setattr(tiny, "encode", reading.slow_encode)
+        assert here.http().post(CHAT, json=body()).json()["error"]["code"] == "time_limit"
+        service = here.app.state.service
+        with pytest.raises(heedful.HeedfulError, match=r"longer than 0\.2 s"):
+            asyncio.run(service.encode(PLAIN, 1, "page"))
+        assert not service._encoding
+        reading.may_go.set()
+        monkeypatch.setattr(service, "config", replace(service.config, seconds=30.0))
         assert here.http().post(CHAT, json=body()).status_code == 200
-        assert service._num_encoding == 0
+
+
+def test_encoding_is_shared(tiny: heedful.LM, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One who fills the queue with prompts to encode keeps nobody else out of it, nor waiting."""
+    with running(tiny, limits=Limits(max_running=1, max_queue=3)) as here, ThreadPoolExecutor(8) as pool:
+        reading = SlowReading(here, monkeypatch)
+
+        def ask(user: str) -> int:
+            return here.http().post(CHAT, json=body(user=user, max_tokens=1)).status_code
+
+        asked = []
+        for number in range(1, 5):
+            asked.append(pool.submit(ask, "busy"))
+            reading.wait(number)
+        assert ask("busy") == 429
+        asked.append(pool.submit(ask, "other"))
+        reading.wait(5)
+        service = here.app.state.service
+        with pytest.raises(BusyError):
+            asyncio.run(service.encode(PLAIN, 4, "page"))
+        reading.may_go.set()
+        assert {one.result() for one in asked} <= {200, 429}
+        assert asked[-1].result() == 200
+        assert reading.order.index("other") <= 2  # behind what is being encoded, and one more at most
+        assert not service._encoding
+
+
+@pytest.mark.parametrize(
+    ("streams", "bound"), [(False, "SEND_SECONDS"), (True, "SEND_SECONDS"), (True, "LAST_WORD_SECONDS")]
+)
+def test_a_client_that_does_not_read_is_given_up(
+    tiny: heedful.LM, monkeypatch: pytest.MonkeyPatch, streams: bool, bound: str
+) -> None:
+    """What it was sent is not taken: neither its slot nor its connection is held for longer than the limits say."""
+    monkeypatch.setattr(guard, "SEND_SECONDS", 0.3 if bound == "SEND_SECONDS" else 60.0)
+    monkeypatch.setattr(routes, "LAST_WORD_SECONDS", 0.1 if bound == "LAST_WORD_SECONDS" else 60.0)
+    with running(tiny, seconds=1.0 if bound == "LAST_WORD_SECONDS" else 60.0) as here:
+        sent: list[str] = []
+
+        async def send(message: Any) -> None:
+            sent.append(message["type"])
+            if message["type"] == "http.response.body":
+                await asyncio.sleep(600)
+
+        asked = [
+            {
+                "type": "http.request",
+                "body": json.dumps(body(stream=streams, max_tokens=400 if streams else 4)).encode(),
+            }
+        ]
+
+        async def receive() -> Any:
+            if not asked:
+                await asyncio.sleep(600)
+            return asked.pop()
+
+        scope = {
+            "type": "http", "method": "POST", "path": CHAT, "raw_path": CHAT.encode(), "query_string": b"",
+            "headers": [(b"host", b"localhost"), (b"content-type", b"application/json")], "app": here.app,
+        }  # fmt: skip
+        asyncio.run(asyncio.wait_for(here.app(scope, receive, send), 30))
+        assert sent == ["http.response.start", "http.response.body"]
+        here.wait(lambda status: status.num_running == 0, seconds=5)
+
+
+def test_a_slow_client_cannot_stretch_the_time_limit(tiny: heedful.LM) -> None:
+    """What is decided and not yet read when the time is up is not handed out any more."""
+
+    async def ask() -> None:
+        service = here.app.state.service
+        asked = await service.chat(ChatRequest(model="m", messages=PLAIN, max_tokens=20), None)
+        pieces = asked.generation.pieces()
+        await anext(pieces)
+        await asyncio.sleep(1.0)
+        with pytest.raises(heedful.HeedfulError, match="took longer"):
+            await anext(pieces)
+
+    with running(tiny, seconds=0.9) as here:
+        asyncio.run(ask())
 
 
 # -- failures
@@ -449,6 +624,91 @@ def test_numbers_that_are_not_finite_end_one_answer(
         health = http.get("/health").json()
         assert (health["status"], health["engine_failures"]) == ("ok", 0)
         here.wait(lambda status: status.num_running == 0)
+
+
+NUMBERS = st.one_of(
+    st.integers(-1, 3),
+    st.integers(10**19, 10**30),  # beyond 2^63, within float32
+    st.just(10**308),
+    st.just(10**400),
+    st.floats(),
+    st.sampled_from([-0.0, 5e-324, 1e-30, 1e30, 3.4e38, 1e300, 1.8e308]),
+)
+VALUES = st.one_of(
+    NUMBERS,
+    st.booleans(),
+    st.none(),
+    st.text(max_size=6),
+    st.lists(st.one_of(st.integers(0, 2), NUMBERS), max_size=4),
+    st.dictionaries(st.sampled_from(["0", "1", "2", "9", "x"]), st.lists(st.integers(0, 5), max_size=3), max_size=3),
+    st.sampled_from(["paper", "released", "random", "random:7", "shift:1", "shift:-99", "[" * 400]),
+)
+LIKELY = {
+    "pooled": st.just(False),
+    "heads": st.just({"1": [0, 2]}),
+    "ranking": st.sampled_from(["released", "random:7", [2, 0, 1]]),
+    "span": st.sampled_from(["random", "shift:1"]),
+    "layers": st.lists(st.integers(0, 2), min_size=1),
+    "level": st.integers(0, 1),
+}
+
+
+def specs(name: str) -> st.SearchStrategy[str]:
+    """Method texts of `name`: options that it takes, with values that it may, and some that it may not."""
+    kind = METHODS[name.removesuffix(GATED)]
+    takes = set() if kind is None else {field.name for field in fields(kind)} - {"compat", "gate", "profiled"}
+    takes |= {"threshold"} if name.endswith(GATED) else set()
+    each = {key: st.one_of(*[LIKELY.get(key, NUMBERS)] * 5, VALUES) for key in sorted({*takes, "span"})}
+    needed = {"heads": each.pop("heads")} if "heads" in each else {}
+    options = st.fixed_dictionaries(needed, optional=each)
+    pairs = options.map(lambda d: [f"{k}={v if isinstance(v, str) else json.dumps(v)}" for k, v in d.items()])
+    return pairs.map(lambda found: ":".join([name, *found])[:1000])
+
+
+@settings(max_examples=200, deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(
+    method=st.sampled_from(NAMES).flatmap(specs),
+    strength=st.one_of(st.none(), NUMBERS),
+    tag=st.sampled_from(["<heed>", "<heed weight=0>", "<heed weight=1e6>", "<heed weight=0.5>"]),
+)
+def test_whatever_method_is_asked_for(
+    server: Running, http: httpx.Client, method: str, strength: Any, tag: str
+) -> None:
+    """It answers, or is refused; nothing that a method says may be the engine's failure."""
+    messages = [{"role": "user", "content": f"Plan a trip. {tag}No commas.</heed>"}]
+    asked = {"method": method, "strength": strength}
+    data = json.dumps(body(messages=messages, max_tokens=3, heedful=asked, temperature=0.5, seed=1))
+    reply = http.post(CHAT, content=data, headers={"content-type": "application/json"})
+    assert reply.status_code in (200, 400) or reply.json()["error"]["code"] == "not_finite", (asked, reply.text)
+    assert "cannot be computed" not in reply.text, asked
+    assert server.engine.status().num_failures == 0, asked
+
+
+@pytest.mark.parametrize("method", ["directer", "static", "static-gated", "instaboost", "context-aware", "anchoring"])
+def test_huge_whole_numbers(server: Running, method: str) -> None:
+    name = "multiplier" if method == "instaboost" else "strength"
+    for value in ("1" + "0" * 25, "1" + "0" * 300, "1" + "0" * 400):
+        reply = server.http().post(CHAT, json=body(heedful={"method": f"{method}:{name}={value}"}))
+        expected = 400 if method in ("context-aware", "anchoring") or len(value) > 400 else 200
+        assert reply.status_code == expected, reply.text
+        assert reply.status_code == 200 or name in reply.json()["error"]["message"]
+    assert server.engine.status().num_failures == 0
+
+
+def test_one_request_s_own_error_ends_no_other(tiny: heedful.LM, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> None:
+        raise OverflowError("its own fault")
+
+    monkeypatch.setattr(heedful.SpotLight, "edit", fail)
+    with running(tiny) as here:
+        http, beside = here.http(), occupy(here, 1, tokens=60)[0]
+        here.wait(lambda status: status.num_running == 1)
+        for _ in range(4):
+            reply = http.post(CHAT, json=body(heedful={"method": "spotlight-gated:threshold=0"}))
+            assert (reply.status_code, "OverflowError" in reply.text) == (500, True)
+        assert beside.read().decode().endswith("data: [DONE]\n\n")
+        health = http.get("/health").json()
+        assert (health["status"], health["engine_failures"]) == ("ok", 0)
 
 
 def test_a_dead_thread_is_told(tiny: heedful.LM, monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:
@@ -496,6 +756,38 @@ def test_draining(tiny: heedful.LM) -> None:
         assert here.http().post(CHAT, json=body()).status_code == 503
         assert here.http().get("/ready").status_code == 503
         assert runs.read().decode().endswith("data: [DONE]\n\n")
+
+
+def test_the_grace_period_runs_out(tiny: heedful.LM) -> None:
+    """What is not finished then is ended, with a word why; the server goes."""
+    with running(tiny, limits=Limits(max_running=1, max_queue=4)) as here:
+        stream = occupy(here, 1)[0]  # for 9 s
+        here.wait(lambda status: status.num_running == 1)
+        here.server.grace_seconds = 0.3
+        begun = time.monotonic()
+        here.server.should_exit = True
+        last = json.loads(stream.read().decode().strip().splitlines()[-1][6:])
+        assert (last["error"]["code"], time.monotonic() - begun < 7) == ("shutting_down", True)
+        assert "before the answer was finished" in last["error"]["message"]
+        here.wait(lambda status: status.state == "stopped")
+
+
+# -- the bench
+
+
+def test_the_bench_writes_its_page(tmp_path: Path) -> None:
+    asked = [bench.request(number, 64) for number in range(24)]
+    drawn = {one["heedful"]["method"] for one in asked if "temperature" in one}
+    assert drawn == set(bench.METHODS) == {one["heedful"]["method"] for one in asked if "temperature" not in one}
+    figures = [Figure("mixed load: errors", 0, 0, 0), Figure("throughput, 16 clients ÷ 1", 4.61, 3.5, 4.8)]
+    report = Report({"clients": 64, "model": None}, "a machine", {"heedful": "1"}, [], figures)
+    bench.write(report, tmp_path / "serving.md")
+    text = (tmp_path / "serving.md").read_text()
+    assert "| throughput, 16 clients ÷ 1 | ≥ 3 | 4.61 | 3.5 | 4.8 |" in text
+    assert "| mixed load: errors | 0 | 0 | 0 | 0 |" in text
+    assert re.search(r"a machine; \d{4}-.*; commit \w+", text)
+    assert "clients=64\n" in text
+    assert "torch" in text
 
 
 # -- operation

@@ -1,7 +1,9 @@
 """What a server refuses: a request that is wrong in itself gets 4xx and one clear line, never a 5xx, never a crash."""
 
 import json
+import random
 import time
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,6 +14,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 import heedful
+from heedful.bench import malformed
 from heedful.serve.worker import Limits
 from serving import CHAT, PLAIN, TEXT, body, running
 
@@ -187,13 +190,13 @@ def test_many_wrong_messages(http: httpx.Client) -> None:
 
 
 def refused(http: httpx.Client, path: str, data: bytes, status: int, says: str) -> None:
-    begun = time.monotonic()
+    begun = time.process_time()
     reply = post(http, path, data)
     assert reply.status_code == status
     error = reply.json()["error"]
     assert says in error["message"]
     assert len(error["message"]) <= 600
-    assert time.monotonic() - begun < 1
+    assert time.process_time() - begun < 1  # of both sides, whatever else the machine does
 
 
 def test_a_body_without_length_is_bounded(http: httpx.Client) -> None:
@@ -201,11 +204,34 @@ def test_a_body_without_length_is_bounded(http: httpx.Client) -> None:
     assert reply.status_code == 413
 
 
-def test_a_needle_in_a_long_prompt_is_refused_soon(http: httpx.Client) -> None:
-    begun = time.monotonic()
-    ask = body(messages=[{"role": "user", "content": "x" * 900_000}], heedful={"instructions": ["y"]})
-    assert http.post(CHAT, json=ask).status_code == 400
-    assert time.monotonic() - begun < 5
+def test_a_needle_in_a_long_prompt_is_refused_soon(tiny: heedful.LM) -> None:
+    with running(tiny) as here:
+        size = here.app.state.service._most_characters
+        text = ("x" * 11 + " ") * (size // 12)
+        for needle in ("y", "x y " * 50, "x" * 11 + " " + "x" * 10 + "y"):
+            begun = time.process_time()
+            ask = body(messages=[{"role": "user", "content": text}], heedful={"instructions": [needle]})
+            reply = here.http().post(CHAT, json=ask)
+            assert (reply.status_code, reply.json()["error"]["code"]) == (400, "bad_span"), reply.text
+            assert time.process_time() - begun < 5
+
+
+def test_malformed_requests_of_every_kind(tiny: heedful.LM) -> None:
+    """As `heedful bench serve` sends them by the thousand: each is answered, or refused in one clear line."""
+    with running(tiny, limits=Limits(max_running=4, max_queue=16)) as here:
+        http, choose, seen = here.http(), random.Random(1), Counter[tuple[str, str]]()
+        for _ in range(250):
+            asked = malformed.body(choose, "m")
+            reply = post(http, asked.path, asked.data)
+            assert malformed.fault(asked, reply) == "", (asked.kind, asked.path, asked.data[:500], reply.text[:500])
+            seen[asked.kind, asked.path] += 1
+        assert len(seen) == 16
+        assert here.engine.status().num_failures == 0
+        assert malformed.fault(asked, httpx.Response(500)) == "status 500"
+        assert malformed.fault(asked, httpx.Response(404, text="x")) == "no error object"
+        assert malformed.fault(asked, httpx.Response(400, json={"error": {"message": "x"}})) != ""
+        two = {"message": "a\nb", "type": "", "param": None, "code": None}
+        assert malformed.fault(asked, httpx.Response(400, json={"error": two})).startswith("no clear line")
 
 
 MODES = (schemathesis.GenerationMode.POSITIVE, schemathesis.GenerationMode.NEGATIVE)

@@ -189,6 +189,22 @@ class Plan:
         self.rows += rows
         self.work.append(item)
 
+    def parts(self) -> dict[Answer, Plan]:
+        """A forward for each answer by itself, its twin's rows with its own."""
+        found: dict[Answer, Plan] = {}
+        for item in self.work:
+            part = found.setdefault(item.sequence.leader or item.sequence, Plan())
+            part.chunks += [chunk for chunk in self.chunks if chunk.slot == item.sequence.slot]
+            part.add(
+                item.sequence,
+                item.rows,
+                is_prefill=item.is_prefill,
+                chunk_wants=item.chunk_wants,
+                captures=item.captures,
+                guesses=item.guesses,
+            )
+        return found
+
     def index(self, result: Result) -> None:
         """Tells each sequence where its columns and logits are: those of rows first, then those of chunks."""
         at = 0

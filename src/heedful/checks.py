@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from heedful.errors import OptionError
 
@@ -20,6 +21,14 @@ def finite(name: str, value: float, *, low: float = 0.0, low_open: bool = False,
         top = "" if high == math.inf else f" and at most {high:g}"
         raise OptionError(f"{name} must be finite, {'above' if low_open else 'at least'} {low:g}{top}; got {value!r}")
     return number
+
+
+def keep_finite(method: Any, name: str, **bounds: Any) -> None:
+    """Keeps the field `name` of a frozen dataclass as a float: torch knows no whole number beyond 2^63.
+
+    Raises what `finite` does, with its `bounds`.
+    """
+    object.__setattr__(method, name, finite(name, getattr(method, name), **bounds))
 
 
 def whole(name: str, value: int, *, low: int, high: int = 2**63 - 1) -> int:

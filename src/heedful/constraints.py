@@ -81,6 +81,6 @@ def pattern(text: str) -> Callable[[str], bool]:
     """Whether the regular expression is found anywhere. Raises `OptionError` where it is none."""
     try:
         compiled = re.compile(text)
-    except re.error as error:
+    except (re.error, OverflowError, RecursionError) as error:
         raise OptionError(f"{text!r} is no regular expression: {error}") from error
     return lambda answer: compiled.search(answer) is not None

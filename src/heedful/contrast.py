@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from heedful.checks import finite
+from heedful.checks import keep_finite
 from heedful.gate import Plausibility, check_gate
 from heedful.recipe import Recipe
 
@@ -32,7 +32,7 @@ class ContextAware:
     gate: Plausibility | None = None
 
     def __post_init__(self) -> None:
-        finite("strength", self.strength, high=STRONGEST)
+        keep_finite(self, "strength", high=STRONGEST)
         check_gate(self.gate)
 
     def hide(self, token_ids: Sequence[int], positions: Sequence[int], neutral_id: int) -> tuple[int, ...]:
@@ -66,7 +66,7 @@ class Anchoring:
     gate: Plausibility | None = None
 
     def __post_init__(self) -> None:
-        finite("strength", self.strength, low=1.0, high=STRONGEST)
+        keep_finite(self, "strength", low=1.0, high=STRONGEST)
         check_gate(self.gate)
 
     def hide(self, token_ids: Sequence[int], positions: Sequence[int], neutral_id: int) -> tuple[int, ...]:

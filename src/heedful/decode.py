@@ -9,6 +9,8 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -37,15 +39,18 @@ class Decoder:
         max_running: int | None = None,
         prefill_tokens: int = PREFILL_TOKENS,
         reuses_prefixes: bool = False,
+        fails_alone: bool = False,
     ) -> None:
         """`max_running`: answers at a time, where that is less than what the slots would hold.
 
-        `prefill_tokens`: prompt tokens a step reads at most; whoever is decoding waits for no more than that. (An
-        ungated pooled SpotLight reads 2,048 all the same: its pieces may not depend on the decoder.)
-        `reuses_prefixes`: a prompt that begins as what a free slot still holds is not read again so far.
+        `prefill_tokens`: prompt tokens, and rows that rank layers, of a step at most; whoever is decoding waits for no
+        more than that and one ranking. (An ungated pooled SpotLight reads 2,048 all the same: its pieces may not depend
+        on the decoder.) `reuses_prefixes`: a prompt that begins as what a free slot still holds is not read again so
+        far. `fails_alone`: an error that one answer brings about ends that answer with a `NumericError`, and is raised
+        only where none can go on.
         """
         self.engine = engine
-        self.prefill_tokens = prefill_tokens
+        self.prefill_tokens, self.fails_alone = prefill_tokens, fails_alone
         self._held = Held(num_slots) if reuses_prefixes else None
         self.max_running = num_slots if max_running is None else max_running
         self.slots: Slots = engine.slots(num_slots, capacity)
@@ -139,8 +144,16 @@ class Decoder:
         if not plan.work:
             return []
         begun = time.perf_counter()
-        result = self.engine.forward(self.slots, plan.rows, plan.chunks, capture=plan.captures)
-        elapsed = time.perf_counter() - begun
+        try:
+            result = self._forward(plan)
+        except Exception as error:
+            if not self.fails_alone:
+                raise
+            return self._run_apart(plan, error)
+        return self._conclude(plan, result, time.perf_counter() - begun)
+
+    def _conclude(self, plan: Plan, result: Result, elapsed: float) -> list[Emitted]:
+        """Notes what the forward took, and settles its tokens."""
         counted: set[Answer] = set()
         for item in plan.work:
             leader = item.sequence.leader or item.sequence
@@ -155,6 +168,36 @@ class Decoder:
             else:
                 stats.decode_seconds += elapsed
         return self._settle(plan, result)
+
+    def _forward(self, plan: Plan) -> Result:
+        try:
+            return self.engine.forward(self.slots, plan.rows, plan.chunks, capture=plan.captures)
+        except Exception:
+            for chunk in plan.chunks:
+                self.slots.lengths[chunk.slot] = chunk.start
+            raise
+
+    def _run_apart(self, plan: Plan, error: Exception) -> list[Emitted]:
+        """Each answer in a forward of its own, after one of all has raised `error`: who raises alone ends alone.
+
+        Raises where no answer can be had: then it is nothing that one of them asked for.
+        """
+        emitted: list[Emitted] = []
+        parts = plan.parts()
+        ended: dict[Answer, Exception] = {}
+        for leader, part in parts.items():
+            begun = time.perf_counter()
+            try:
+                result = self._forward(part)
+            except Exception as own:
+                ended[leader] = own
+            else:
+                emitted += self._conclude(part, result, time.perf_counter() - begun)
+        if len(ended) == len(parts):
+            raise error
+        for leader, cause in ended.items():
+            self._fail(leader, emitted, cause)
+        return emitted
 
     def _admit(self) -> None:
         while self._waiting and len(self._free) >= self._waiting[0].request.num_slots:
@@ -193,7 +236,9 @@ class Decoder:
         return plan
 
     def _plan_prefill(self, plan: Plan, sequence: Answer, budget: int) -> int:
-        """Adds the next chunk of the prompt, and with the last chunk the rows that follow it. Returns tokens used."""
+        """Adds the next chunk of the prompt, and with the last chunk the rows that follow it; returns how many tokens
+        and rows that is.
+        """
         if budget <= 0:
             return 0
         recipe, prompt = sequence.request.recipe, sequence.request.token_ids
@@ -216,12 +261,16 @@ class Decoder:
             rows = [Row(prompt[-1], len(prompt) - 1, sequence.slot, steered)]
             if not sequence.edits:
                 rows = ranking.probe_rows(recipe, rows[0], self.engine.num_layers)
+            if len(rows) > max(1, budget - take) and budget < self.prefill_tokens:
+                rows = []  # they wait for a step that has room; the first prompt of a step finds it
+                if not take:
+                    return 0
         wants = is_last and steerer is None
         if take:
             edit = steered if recipe is not None and recipe.steers_prefill else None
             plan.chunks.append(Chunk(sequence.slot, prompt[start : start + take], start, int(wants), edit))
         plan.add(sequence, rows, is_prefill=True, chunk_wants=wants, captures=len(rows) > 1)
-        return take
+        return take + len(rows)
 
     def _prepare(self, sequence: Answer, recipe: Recipe) -> None:
         """Settles what is steered as far as it can be known before the prompt is read."""
@@ -302,21 +351,41 @@ class Decoder:
         if not begun:
             return
         for sequence in begun:
-            if sequence.twin is not None:
-                contrast = sequence.request.recipe.contrast  # type: ignore[union-attr]
-                steered[sequence] = contrast.combine(sequence.raw, sequence.twin.raw)  # type: ignore[union-attr]
-            if sequence.request.process is not None:
-                sequence.raw = sequence.request.process(sequence.token_ids, sequence.raw)
-                if sequence in steered:
-                    steered[sequence] = sequence.request.process(sequence.token_ids, steered[sequence])
+            with self._alone(sequence, emitted):
+                self._combine(sequence, steered)
+        begun = [sequence for sequence in begun if sequence.finish_reason is None]
+        if not begun:
+            return
         self._measure(begun)
         for sequence in begun:
             if not math.isfinite(sequence.log_total) or not _is_finite(steered.get(sequence)):
                 self._fail(sequence, emitted)
-            elif sequence in steered:
-                self._begin_contrast(sequence, steered[sequence], emitted)
-            else:
-                self._begin_step(sequence, emitted)
+                continue
+            with self._alone(sequence, emitted):
+                if sequence in steered:
+                    self._begin_contrast(sequence, steered[sequence], emitted)
+                else:
+                    self._begin_step(sequence, emitted)
+
+    def _combine(self, sequence: Answer, steered: dict[Answer, torch.Tensor]) -> None:
+        """Its logits as they are judged: contrasted with its twin's, and processed."""
+        if sequence.twin is not None:
+            contrast = sequence.request.recipe.contrast  # type: ignore[union-attr]
+            steered[sequence] = contrast.combine(sequence.raw, sequence.twin.raw)  # type: ignore[union-attr]
+        if sequence.request.process is not None:
+            sequence.raw = sequence.request.process(sequence.token_ids, sequence.raw)
+            if sequence in steered:
+                steered[sequence] = sequence.request.process(sequence.token_ids, steered[sequence])
+
+    @contextmanager
+    def _alone(self, sequence: Answer, emitted: list[Emitted]) -> Iterator[None]:
+        """What goes wrong inside ends this answer and no other, where that is wanted."""
+        try:
+            yield
+        except Exception as error:
+            if not self.fails_alone or sequence.finish_reason is not None:
+                raise
+            self._fail(sequence, emitted, error)
 
     def _measure(self, sequences: list[Answer]) -> None:
         """Notes the likeliest tokens and their probabilities."""
@@ -391,7 +460,8 @@ class Decoder:
                 self._fail(item.sequence, emitted)
                 continue
             p = torch.tensor([log_ps[r] for r in rows]).sub(item.sequence.log_total).exp().tolist()
-            self._settle_trial(item, [chosen[r] for r in rows], p, steered[rows.start : rows.stop], emitted, ready)
+            with self._alone(item.sequence, emitted):
+                self._settle_trial(item, [chosen[r] for r in rows], p, steered[rows.start : rows.stop], emitted, ready)
 
     def _settle_trial(
         self,
@@ -455,10 +525,12 @@ class Decoder:
         told = _alternatives(sequence, token, steered)
         emitted.append(Emitted(sequence, step, sequence.finish_reason, self._likeliest(sequence), alternatives=told))
 
-    def _fail(self, sequence: Answer, emitted: list[Emitted]) -> None:
-        """Ends a sequence whose logits are not finite; the others go on."""
+    def _fail(self, sequence: Answer, emitted: list[Emitted], cause: Exception | None = None) -> None:
+        """Ends a sequence whose logits are not finite, or cannot be had for that `cause`; the others go on."""
         method = "" if sequence.request.recipe is None else "; steer it less strongly"
-        error = NumericError(f"the logits of token {sequence.num_generated + 1} of the answer are not finite{method}")
+        what = "are not finite" if cause is None else f"cannot be computed ({type(cause).__name__})"
+        error = NumericError(f"the logits of token {sequence.num_generated + 1} of the answer {what}{method}")
+        error.__cause__ = cause
         sequence.finish_reason = "error"
         self._release(sequence)
         emitted.append(Emitted(sequence, None, "error", error=error))

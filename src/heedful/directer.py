@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from heedful.checks import choice, finite
+from heedful.checks import choice, keep_finite
 from heedful.gate import Plausibility
 from heedful.recipe import Ranking, Recipe, check_ranking
 from heedful.schedule import Halving
@@ -28,8 +28,8 @@ class Directer:
     compat: Literal["released"] | None = None
 
     def __post_init__(self) -> None:
-        finite("strength", self.strength)
-        finite("threshold", self.threshold)
+        keep_finite(self, "strength")
+        keep_finite(self, "threshold")
         if isinstance(self.ranking, list):
             object.__setattr__(self, "ranking", tuple(self.ranking))
         check_ranking(self.ranking)

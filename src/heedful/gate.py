@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from heedful.checks import finite
+from heedful.checks import keep_finite
 from heedful.errors import OptionError
 
 
@@ -22,7 +22,7 @@ class Plausibility:
     strict: bool = False
 
     def __post_init__(self) -> None:
-        finite("threshold", self.threshold)
+        keep_finite(self, "threshold")
 
     def is_open(self, p_second: float, p_top: float) -> bool:
         """Whether any token besides the raw argmax could be accepted: the pre-check, always `≥`."""

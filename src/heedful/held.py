@@ -26,10 +26,22 @@ class Held:
             self.keep(slot, tokens)
 
     def best(self, free: Sequence[int], tokens: Sequence[int]) -> tuple[int, int]:
-        """The slot of `free` to read `tokens` into, and how many of them it holds: the most, else the oldest slot."""
-        shared = {slot: num_shared(self._tokens[slot], tokens) for slot in free}
-        slot = max(free, key=lambda slot: (shared[slot] if shared[slot] >= SHORTEST else 0, -self._used[slot], -slot))
-        return slot, shared[slot] if shared[slot] >= SHORTEST else 0
+        """The slot of `free` to read `tokens` into, and how many of them it holds.
+
+        The one that holds the most of them, where that is at least half of what it holds: else more would be
+        overwritten than is saved (chats begin with the same template). Otherwise an empty one, or the oldest.
+        """
+        shared = {slot: self._shared(slot, tokens) for slot in free}
+        worth = [slot for slot in free if shared[slot] and 2 * shared[slot] >= len(self._tokens[slot])]
+        if worth:
+            slot = max(worth, key=lambda slot: (shared[slot], -self._used[slot], -slot))
+        else:
+            slot = min(free, key=lambda slot: (bool(self._tokens[slot]), self._used[slot], slot))
+        return slot, shared[slot]
+
+    def _shared(self, slot: int, tokens: Sequence[int]) -> int:
+        found = num_shared(self._tokens[slot], tokens)
+        return found if found >= SHORTEST else 0
 
 
 def num_shared(left: Sequence[int], right: Sequence[int]) -> int:

@@ -17,7 +17,7 @@ from typing import Any, ClassVar, TypeAlias
 
 import torch
 
-from heedful.checks import finite, whole
+from heedful.checks import keep_finite, whole
 from heedful.errors import OptionError
 from heedful.gate import Plausibility, check_gate
 from heedful.recipe import ModelShape, Recipe, SpanView, Stage
@@ -54,7 +54,7 @@ class KeyScaling(_Plain):
     stage: ClassVar[Stage] = "keys"
 
     def __post_init__(self) -> None:
-        finite("strength", self.strength)
+        keep_finite(self, "strength")
         whole("level", self.level, low=0)
         check_gate(self.gate)
         object.__setattr__(self, "layers", _layers(self.layers))
@@ -96,7 +96,7 @@ class InstABoost(_Plain):
     gate: Plausibility | None = None
 
     def __post_init__(self) -> None:
-        finite("multiplier", self.multiplier, low_open=True)
+        keep_finite(self, "multiplier", low_open=True)
         check_gate(self.gate)
         object.__setattr__(self, "layers", _layers(self.layers))
 
@@ -132,7 +132,7 @@ class SpotLight(_Plain):
     gate: Plausibility | None = None
 
     def __post_init__(self) -> None:
-        finite("target", self.target, high=1.0)
+        keep_finite(self, "target", high=1.0)
         if self.target == 1.0:
             raise OptionError("target must be below 1: a share of 1 would hide every other token")
         if not isinstance(self.pooled, bool):
@@ -222,7 +222,7 @@ class Pasta(_Plain):
     """The model that the heads were found on, where that is known."""
 
     def __post_init__(self) -> None:
-        finite("strength", self.strength, low_open=True)
+        keep_finite(self, "strength", low_open=True)
         check_gate(self.gate)
         pairs = self.heads.items() if isinstance(self.heads, Mapping) else self.heads
         object.__setattr__(self, "heads", _sorted_heads(pairs))

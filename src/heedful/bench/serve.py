@@ -6,7 +6,6 @@ The server runs in float32, so that an answer can be held against the one that t
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import platform
 import random
@@ -16,20 +15,24 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import asdict, dataclass, field
+from importlib.util import find_spec
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import httpx
 import psutil
 import torch
 
-from heedful import __version__
+from heedful import __version__, journal
+from heedful.bench import malformed
 from heedful.bench.overhead import INSTRUCTION, TASKS, Figure, Report, machine
 from heedful.checks import finite, whole
-from heedful.errors import ModelError
+from heedful.errors import ModelError, OptionError
+from heedful.provenance import header
 
 CHAT = "/v1/chat/completions"
 METHODS = ("directer", "none", "static:strength=2", "spotlight", "directer", "context-aware")
@@ -101,6 +104,8 @@ def run(settings: Settings) -> Report:
     for name in ("clients", "rounds", "batch", "tokens", "num_threads"):
         whole(name, getattr(settings, name), low=1)
     finite("seconds", settings.seconds)
+    if find_spec("openai") is None:
+        raise OptionError("OpenAI's client is tried, too: pip install openai")
     tally = Tally()
     asyncio.run(_measure(settings, tally))
     return Report(
@@ -128,13 +133,14 @@ async def _kill(settings: Settings, tally: Tally) -> None:
     """A server that is killed while it answers, and another on its port; the clients only ask again until it is up."""
     stopped = asyncio.Event()
     found: Counter[str] = Counter()
+    vain: Counter[int] = Counter()
 
     async def client(server: Server, number: int) -> None:
         while not stopped.is_set():
             try:
                 reply = await server.ask(request(number, settings.tokens))
             except httpx.TransportError:
-                found["retry"] += 1
+                vain[number] += 1
                 await asyncio.sleep(0.2)
             else:
                 found["answer" if reply.status_code == 200 else "error"] += 1
@@ -146,6 +152,8 @@ async def _kill(settings: Settings, tally: Tally) -> None:
         first.process.send_signal(signal.SIGKILL)
         first.process.wait()
         found.clear()
+        vain.clear()
+        official = asyncio.create_task(_by_the_official_client(first))
         begun = time.perf_counter()
         async with started(settings, port or 0):
             tally.figure("after kill -9: seconds until it answers again", time.perf_counter() - begun)
@@ -153,8 +161,26 @@ async def _kill(settings: Settings, tally: Tally) -> None:
                 await asyncio.sleep(0.1)
             stopped.set()
             await asyncio.gather(*asking)
-    for name, what in (("answer", "answers"), ("retry", "attempts in vain"), ("error", "errors")):
-        tally.figure(f"after kill -9: {what} of {settings.batch} clients that ask again", found[name])
+            tally.figure("after kill -9: answers to OpenAI's own client, by its own retries", await official)
+    for name, what in (("answer", "answers"), ("error", "errors")):
+        tally.figure(f"after kill -9: {what} to {settings.batch} clients that ask again", found[name])
+    attempts = [vain[number] for number in range(settings.batch)]
+    for name, value in (("fewest", min(attempts)), ("most", max(attempts))):
+        tally.figure(f"after kill -9: attempts in vain of a client, {name}", value)
+
+
+async def _by_the_official_client(server: Server) -> int:
+    """1 where OpenAI's client, asked while the server is down, has its answer by trying again by itself."""
+    import openai
+
+    url = str(server.http.base_url).rstrip("/")
+    async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=12) as client:
+        try:
+            messages: Any = request(0, 8)["messages"]
+            await client.chat.completions.create(model=server.model, messages=messages, max_tokens=8)
+        except openai.OpenAIError:
+            return 0
+    return 1
 
 
 @asynccontextmanager
@@ -199,7 +225,7 @@ def request(number: int, tokens: int) -> dict[str, Any]:
         "max_tokens": max(1, tokens // (1, 2, 4)[number % 3]),
         "heedful": {"method": method},
     }
-    return body | ({"temperature": 0.8, "seed": number} if number % 4 == 3 else {})
+    return body | ({"temperature": 0.8, "seed": number} if number // len(METHODS) % 2 else {})
 
 
 async def throughput(server: Server, settings: Settings, tally: Tally) -> None:
@@ -230,9 +256,17 @@ async def throughput(server: Server, settings: Settings, tally: Tally) -> None:
 
 
 async def stall(server: Server, settings: Settings, tally: Tally) -> None:
-    """How long a running stream waits for its next token while the longest prompt is read, and while none is."""
+    """How long a running stream waits for its next token while the longest prompt is read, plain and marked."""
+    words = "one two " * (settings.max_context // 3)
+    for kind, text in (("plain", words), ("marked", f"{words}\n<heed>{INSTRUCTION}</heed>")):
+        quiet, beside = await _pauses(server, {"messages": [{"role": "user", "content": text}], "max_tokens": 1})
+        tally.figure("seconds between tokens, alone, longest", max(quiet))
+        tally.figure(f"seconds between tokens, beside a long {kind} prompt, longest", max(beside))
+
+
+async def _pauses(server: Server, long_prompt: dict[str, Any]) -> tuple[list[float], list[float]]:
+    """Seconds between a stream's tokens, before `long_prompt` is asked for and while it is read."""
     body = {**request(1, 0), "max_tokens": 400, "logprobs": True}
-    long_prompt = {"messages": [{"role": "user", "content": "one two " * (settings.max_context // 3)}], "max_tokens": 1}
     reading: asyncio.Task[httpx.Response] | None = None
     times: list[float] = []
     async with aclosing(server.tokens(body)) as stream:
@@ -245,10 +279,7 @@ async def stall(server: Server, settings: Settings, tally: Tally) -> None:
                 begun = at
     assert reading is not None
     assert (await reading).status_code == 200
-    quiet = [b - a for a, b in pairwise(times) if b <= begun]
-    beside = [b - a for a, b in pairwise(times) if b > begun]
-    tally.figure("seconds between tokens, alone, longest", max(quiet))
-    tally.figure("seconds between tokens, beside a long prefill, longest", max(beside))
+    return [b - a for a, b in pairwise(times) if b <= begun], [b - a for a, b in pairwise(times) if b > begun]
 
 
 async def mixed(server: Server, settings: Settings, tally: Tally) -> None:
@@ -307,25 +338,23 @@ async def leave(server: Server, settings: Settings, tally: Tally) -> None:
 
 
 async def malform(server: Server, settings: Settings, tally: Tally) -> None:
-    """Good requests with bytes broken at random: only 2xx (what is broken may be a letter of the prompt) and 4xx."""
-    choose, found = random.Random(0), Counter[int]()
-    good = json.dumps({"model": server.model, **request(3, 4), "max_tokens": 1}).encode()
+    """Requests of every kind that is wrong: each answered, where it happens to be right, or refused in one line."""
+    choose, found, faults = random.Random(0), Counter[int](), Counter[str]()
 
     async def send(count: int) -> None:
         for _ in range(count):
-            body = bytearray(good)
-            for _ in range(choose.randint(1, 8)):
-                start = choose.randrange(len(body))
-                piece = choose.choice(
-                    (b"", b"\xff", b"NaN", b"-1", b"1e999", b"[" * 50, b'"', b"}", b"null", b"\\u0000")
-                )
-                body[start : start + choose.randint(0, 12)] = piece
-            reply = await server.http.post(CHAT, content=bytes(body), headers={"content-type": "application/json"})
+            asked = malformed.body(choose, server.model)
+            headers = {"content-type": "application/json"}
+            reply = await server.http.post(asked.path, content=asked.data, headers=headers)
             found[reply.status_code // 100] += 1
+            faults[malformed.fault(asked, reply)] += 1
 
     await asyncio.gather(*(send(settings.bodies // 8) for _ in range(8)))
     for kind in (2, 4, 5):
         tally.figure(f"malformed bodies answered {kind}xx", found[kind])
+    for what in filter(None, faults):
+        print(f"malformed bodies: {what}", file=sys.stderr)
+    tally.figure("malformed bodies without one clear message", faults.total() - faults[""])
 
 
 PHASES = (
@@ -335,6 +364,52 @@ PHASES = (
     ("clients that leave", leave),
     ("malformed bodies", malform),
 )
+
+
+MUST = {
+    "mixed load: errors": "0",
+    "mixed load: other texts": "0: in float32 each answer is the one that it gets alone",
+    "mixed load: resident memory over the second half, largest ÷ smallest": "≤ 1.03",
+    "throughput": "≥ 3",
+    "seconds between tokens, beside": "one chunk of a prompt, and one ranking",
+    "seconds until all is free": "≤ 1",
+    "leavers: resident memory": "about 1",
+    "malformed bodies answered 5xx": "0",
+    "malformed bodies without one clear message": "0",
+    "after kill -9: errors": "0",
+    "after kill -9: answers to OpenAI's own client": "1",
+}
+
+
+def page(report: Report, begun: Mapping[str, Any]) -> str:
+    """The figures as a page of Markdown, with all that is needed to read them; `begun`: the head of the run."""
+    settings = " ".join(f"{name}={value}" for name, value in report.settings.items() if value is not None)
+    versions = ", ".join(f"{name} {value}" for name, value in begun["versions"].items())
+    lines = [
+        "# The server under load",
+        "",
+        "Written by `make bench-serve`. The server and its clients share one machine; prompts of 40 to 500 tokens,",
+        f"marked; the methods {', '.join(f'`{name}`' for name in METHODS)} in turn, greedy and drawn.",
+        "",
+        f"- {report.machine}; {begun['started']}; commit {begun['commit']}",
+        f"- {settings}",
+        f"- {versions}",
+        "",
+        "| what | must | median | lowest | highest |",
+        "| --- | --- | ---: | ---: | ---: |",
+    ]
+    for figure in (*report.speeds, *report.figures):
+        must = next((must for name, must in MUST.items() if figure.name.startswith(name)), "")
+        values = " | ".join(f"{value:.4g}" for value in (figure.median, figure.low, figure.high))
+        lines.append(f"| {figure.name} | {must} | {values} |")
+    return "\n".join(lines) + "\n"
+
+
+def write(report: Report, path: Path) -> None:
+    """Puts the `page` there, whole or not at all. Raises `OptionError` where that cannot be done."""
+    text = page(report, header(report.settings, report.machine))
+    with journal.kept(path):
+        journal.write(path, text)
 
 
 def text_of(reply: httpx.Response) -> str:

@@ -117,13 +117,14 @@ def serve(
     rounds: Annotated[int, typer.Option(help="Rounds of one client against many.")] = 3,
     leavers: Annotated[int, typer.Option(help="Clients that disconnect.")] = 1000,
     bodies: Annotated[int, typer.Option(help="Malformed requests.")] = 10_000,
+    out: Annotated[Path | None, typer.Option(help="Also write the figures there, as a page of Markdown.")] = None,
     threads: Threads = 2,
     dtype: options.Dtype = "float32",
     as_json: options.Json = False,
 ) -> None:
     """A server under load, with clients that leave, malformed requests, and a kill -9."""
     try:
-        from heedful.bench.serve import Settings, run
+        from heedful.bench.serve import Settings, run, write
     except ImportError as error:
         raise OptionError(f"the server needs its extra: pip install 'heedful[serve]' ({error})") from error
     settings = Settings(
@@ -138,7 +139,10 @@ def serve(
         num_threads=threads,
         dtype=dtype,
     )
-    _show(run(settings), as_json)
+    report = run(settings)
+    if out is not None:
+        write(report, out)
+    _show(report, as_json)
 
 
 @app.command()

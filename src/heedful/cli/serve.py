@@ -36,6 +36,9 @@ def serve(
         int | None, typer.Option(min=1, help="Prompt tokens read in one step; else 128 on a CPU, 1024 on a GPU.")
     ] = None,
     reuse_prefixes: Annotated[bool, typer.Option(help="Do not read again what a slot still holds.")] = True,
+    keep_rankings: Annotated[
+        bool, typer.Option("--keep-rankings", help="Rank layers anew only for other instructions or methods.")
+    ] = False,
     playground: Annotated[
         bool, typer.Option("--playground", help="Also a page at /playground that shows what steering does.")
     ] = False,
@@ -66,7 +69,7 @@ def serve(
     with run.listen(host, port) as bound:
         lm = options.load_quietly(model, device, dtype)
         config = replace(config, model_name=model or lm.engine.shape.name or config.model_name)
-        limits = worker.Limits(max_batch, max_queue, prefill_chunk, reuse_prefixes)
+        limits = worker.Limits(max_batch, max_queue, prefill_chunk, reuse_prefixes, keep_rankings)
         launch.launch(lm, config, limits, keys=keys, bound=bound, max_context=max_context, page=page)
 
 

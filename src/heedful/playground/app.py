@@ -37,16 +37,30 @@ class Page:
     def __init__(self, service: Service) -> None:
         self.service = service
 
-    def screen(self, inputs: Inputs, columns: Sequence[Column]) -> Screen:
-        """What is on the screen now."""
-        return Screen(model=self.service.config.model_name, inputs=inputs, answers=tuple(columns))
+    def screen(self, inputs: Inputs, columns: Sequence[Column], model: str | None = None) -> Screen:
+        """What is on the screen now; `model` made it, None for the one that is here."""
+        name = self.service.config.model_name if model is None else model
+        return Screen(model=name, inputs=inputs, answers=tuple(columns))
 
-    async def preview(self, system: str, prompt: str) -> str:
+    def saved(self, inputs: Inputs, shown: Screen | None) -> tuple[Screen, str]:
+        """What *Save file* writes of the fields and of what is shown, and the words for it.
+
+        Answers go with the inputs that made them. `shown` None: nothing is, or it was held no longer.
+        """
+        if shown is None or not shown.answers:
+            return self.screen(inputs, ()), "Saved what is asked; the file holds no answers, run again to have some."
+        kept = shown.model_copy(update={"inputs": shown.inputs.model_copy(update={"checks": inputs.checks})})
+        if kept.inputs == inputs:
+            return kept, "Saved."
+        return kept, "Saved the answers with what they answer; what was changed since is not in the file."
+
+    async def preview(self, system: str, prompt: str, owner: str) -> str:
         """The steered tokens, or what is wrong with the marks."""
         if not (system.strip() or prompt.strip()):
             return render.note("Type a prompt.")
         try:
-            return render.preview(await self.service.encode(inputs_of(system=system, prompt=prompt).messages))
+            messages = inputs_of(system=system, prompt=prompt).messages
+            return render.preview(await self.service.encode(messages, 1, owner))
         except HeedfulError as error:
             return render.note(str(error), is_error=True)
 
@@ -64,7 +78,7 @@ class Page:
         """Answers, figures, screen and note, again and again as they grow."""
         columns: tuple[Column, ...] = ()
         try:
-            checks = parse_checks(inputs.checks)
+            checks = await asyncio.to_thread(parse_checks, inputs.checks)
             async with aclosing(ask(self.service, inputs, owner)) as looks:
                 async for columns in looks:
                     count = sum(len(column.tokens) for column in columns)
@@ -77,8 +91,8 @@ class Page:
     async def open(self, text: str) -> tuple[Inputs, tuple[Any, ...], str] | str:
         """What a file or a link says: inputs, what `run` would show, and `RUN` where it should; or what is wrong."""
         try:
-            screen = from_link(text) if text.startswith(FRAGMENT) else from_json(text)
-            checks = parse_checks(screen.inputs.checks)
+            screen = await asyncio.to_thread(from_link if text.startswith(FRAGMENT) else from_json, text)
+            checks = await asyncio.to_thread(parse_checks, screen.inputs.checks)
             check_length(self.service, screen.inputs)
         except HeedfulError as error:
             return str(error)
@@ -86,13 +100,19 @@ class Page:
         other = "" if screen.model in ("", here) else f" They were made with {screen.model}; this is {here}."
         verdicts = await asyncio.to_thread(judged, checks, screen.answers)
         told = ("Opened." if screen.answers else "Opened: answering …") + other
-        shown = await asyncio.to_thread(self._shown, screen.inputs, screen.answers, verdicts, told)
+        made_with = screen.model or here
+        shown = await asyncio.to_thread(self._shown, screen.inputs, screen.answers, verdicts, told, made_with)
         return screen.inputs, shown, "" if screen.answers else RUN
 
     def _shown(
-        self, inputs: Inputs, columns: Sequence[Column], verdicts: Sequence[Sequence[Verdict]], told: str
+        self,
+        inputs: Inputs,
+        columns: Sequence[Column],
+        verdicts: Sequence[Sequence[Verdict]],
+        told: str,
+        model: str | None = None,
     ) -> tuple[str, str, Screen, str]:
-        screen = self.screen(inputs, columns)
+        screen = self.screen(inputs, columns, model)
         return render.answers(columns, verdicts), charts.figures(columns), screen, render.note(told)
 
 
@@ -172,12 +192,15 @@ def _actions() -> dict[str, gr.Button]:
 
 
 def _wire_marks(page: Page, fields: Fields, marking: dict[str, Any], out: Outputs) -> None:
+    async def preview(system: str, prompt: str, request: gr.Request) -> str:
+        return await page.preview(system, prompt, owner_of(request.request.scope, request.session_hash))
+
     texts = [fields.system, fields.prompt]
-    marking["heed"].click(None, texts, texts, js="(...texts) => heedful.mark(texts)", **QUIET)
+    marking["heed"].click(None, None, out.note, js="() => heedful.mark()", **QUIET)
     marking["find"].click(page.find, texts, [*texts, out.note], **QUIET)
     gr.on(
         [fields.system.change, fields.prompt.change],
-        page.preview,
+        preview,
         texts,
         marking["preview"],
         trigger_mode="always_last",
@@ -199,18 +222,23 @@ def _wire_run(page: Page, fields: Fields, buttons: dict[str, gr.Button], out: Ou
 
     # The engine says itself how many answers it has room for.
     running = buttons["run"].click(run, set(fields.all), out.shown, concurrency_limit=None, **QUIET)
-    buttons["stop"].click(None, None, None, cancels=[running], js="() => heedful.say('Stopped.')", **QUIET)
+    # Said at once, and again when no more answers can come: what was under way would have the last word.
+    buttons["stop"].click(None, None, out.note, cancels=[running], js="() => heedful.stop()", **QUIET)
+    running.then(None, None, out.note, js="() => heedful.ended()", **QUIET)
 
 
 def _wire_exchange(page: Page, fields: Fields, buttons: dict[str, gr.Button], out: Outputs, blocks: gr.Blocks) -> None:
     name = page.service.config.model_name
 
     def save(values: dict[Any, Any]) -> tuple[Any, str]:
-        shown: Screen | None = values[out.screen]
-        return told(lambda: to_json(page.screen(fields.read(values), shown.answers if shown else ())), "Saved.")
+        def written() -> tuple[str, str]:
+            screen, words = page.saved(fields.read(values), values[out.screen])
+            return to_json(screen), words
+
+        return told(written)
 
     def link(values: dict[Any, Any]) -> tuple[Any, str]:
-        return told(lambda: to_link(fields.read(values), name), "The address of this page is the link now.")
+        return told(lambda: (to_link(fields.read(values), name), "The address of this page is the link now."))
 
     async def open_text(text: str) -> list[Any]:
         opened = await page.open(text) if text else ""
@@ -224,7 +252,7 @@ def _wire_exchange(page: Page, fields: Fields, buttons: dict[str, gr.Button], ou
     saved = buttons["save"].click(save, {*fields.all, out.screen}, [out.carrier, out.note], **QUIET)
     saved.then(None, out.carrier, None, js="(text) => heedful.save(text)", **QUIET)
     linked = buttons["link"].click(link, set(fields.all), [out.carrier, out.note], **QUIET)
-    linked.then(None, out.carrier, None, js="(text) => heedful.setLink(text)", **QUIET)
+    linked.then(None, out.carrier, out.note, js="(text) => heedful.setLink(text)", **QUIET)
     by_file = buttons["open"].click(open_text, out.carrier, every, js="() => heedful.readFile()", **QUIET)
     by_link = buttons["opened"].click(open_text, out.carrier, every, js="() => heedful.readLink()", **QUIET)
     by_load = blocks.load(open_text, out.carrier, every, js="() => heedful.readLink()", **QUIET)
@@ -232,9 +260,10 @@ def _wire_exchange(page: Page, fields: Fields, buttons: dict[str, gr.Button], ou
         opened.then(None, out.carrier, None, js="(flag) => heedful.runIf(flag)", **QUIET)
 
 
-def told(make: Callable[[], str], done: str) -> tuple[str, str]:
-    """A text for the browser, empty where it cannot be made, and what is said about it."""
+def told(make: Callable[[], tuple[str, str]]) -> tuple[str, str]:
+    """A text for the browser, empty where it cannot be made, and what is said about it: `make` gives both."""
     try:
-        return make(), render.note(done)
+        text, words = make()
+        return text, render.note(words)
     except HeedfulError as error:
         return "", render.note(str(error), is_error=True)

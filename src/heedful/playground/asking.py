@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
@@ -114,10 +115,10 @@ async def ask(service: Service, inputs: Inputs, owner: str) -> AsyncGenerator[tu
 
     Raises the `HeedfulError` that says why there can be no answer, or no more of it.
     """
+    begun = time.monotonic()
     check_length(service, inputs)
     methods = [method_of(service, spec, inputs) for spec in inputs.methods]
-    service.engine.refuse_if_busy(len(methods), owner)
-    encoded = await service.encode(inputs.messages)
+    encoded = await service.encode(inputs.messages, len(methods), owner)
     if not encoded.span and any(method is not None for method in methods):
         raise SpanError(
             "nothing is marked, so there is nothing to steer: select text and press Heed selection, "
@@ -126,7 +127,7 @@ async def ask(service: Service, inputs: Inputs, owner: str) -> AsyncGenerator[tu
     streams = _submit(service, inputs, encoded, methods, owner)
     choices = [Choice(number, service.lm.tokenizer, (), False) for number in range(len(streams))]
     growing = [_growing(service, *pair) for pair in zip(inputs.methods, methods, choices, strict=True)]
-    generation = Generation(choices, streams, service.config.seconds, service.metrics)
+    generation = Generation(choices, streams, service.config.seconds, service.metrics, begun)
     async with aclosing(generation.pieces()) as pieces, aclosing(_looks(pieces)) as looks:
         async for some in looks:
             for piece in some:

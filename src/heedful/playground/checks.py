@@ -1,7 +1,12 @@
-"""The user's checks of an answer: `heedful.constraints`, with a time limit where a pattern could take for ever."""
+"""The user's checks of an answer: `heedful.constraints`, with bounds where a pattern could take all time or memory.
+
+`regex` writes repetitions out as it compiles, where no time limit reaches: how long that would be is reckoned before.
+"""
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -10,6 +15,12 @@ from heedful.errors import OptionError
 
 SECONDS = 0.25  # for one pattern on one answer
 LONGEST_PATTERN = 200
+MOST_WRITTEN_OUT = 10_000  # characters and groups of a pattern, each as often as the counts around it say
+
+# An escape, a set of characters, a repetition's counts, or anything else.
+_PART = re.compile(r"\\.|\[\^?\]?(?:\\.|[^\]\\])*\]|\{(\d*)(?:,(\d*))?\}|.", re.DOTALL)
+# What would have to be read otherwise: comments, flags for free spacing and for sets within sets.
+_OTHERWISE = re.compile(r"\(\?(?:#|\w*[xV])")
 
 
 @dataclass(frozen=True)
@@ -33,7 +44,7 @@ class Check:
 
 
 def parse_checks(specs: Sequence[str]) -> list[Check]:
-    """The checks that are named. Raises `OptionError` for one that is none."""
+    """The checks that are named; call it off the event loop. Raises `OptionError` for one that is none."""
     return [_check(spec) for spec in specs]
 
 
@@ -49,9 +60,15 @@ def _timed(pattern: str) -> Callable[[str], bool | None]:
 
     if len(pattern) > LONGEST_PATTERN:
         raise OptionError(f"the pattern has {len(pattern)} characters; at most {LONGEST_PATTERN} are read")
+    size = written_out(pattern)
+    if size > MOST_WRITTEN_OUT:
+        raise OptionError(
+            f"the pattern with its repetitions written out has about {size:.1e} parts; at most {MOST_WRITTEN_OUT} are "
+            "read: ask for lower counts, or for * or +"
+        )
     try:
         compiled = regex.compile(pattern)
-    except (regex.error, ValueError, OverflowError, RecursionError) as error:
+    except (regex.error, ValueError, OverflowError, RecursionError, MemoryError) as error:
         raise OptionError(f"{pattern!r} is no regular expression: {error}") from error
 
     def holds(text: str) -> bool | None:
@@ -61,3 +78,28 @@ def _timed(pattern: str) -> Callable[[str], bool | None]:
             return None
 
     return holds
+
+
+def written_out(pattern: str) -> int:
+    """How many characters and groups `pattern` has with its repetitions written out; rather too many than too few."""
+    groups, last = [0], 0
+    for match in _PART.finditer(pattern):
+        part = match.group()
+        if part == "(":
+            groups.append(1)
+        elif part == ")" and len(groups) > 1:
+            last = groups.pop()
+            groups[-1] += last
+        elif match.group(1) is not None:
+            before, last = last, last * _most(match)
+            groups[-1] += last - before
+        elif part not in ("*", "+", "?"):  # which may stand behind counts
+            groups[-1], last = groups[-1] + 1, 1
+    if len(groups) > 1 or pattern.count(")") > pattern.count("(") or _OTHERWISE.search(pattern):
+        return len(pattern) * math.prod(map(_most, _PART.finditer(pattern)))
+    return groups[0]
+
+
+def _most(match: re.Match[str]) -> int:
+    """The most repetitions that these counts name, 1 where they are none."""
+    return max(1, *(int(count[:20]) for count in match.groups() if count), 1)

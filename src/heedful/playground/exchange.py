@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import re
 import zlib
 
 from pydantic import ValidationError
@@ -15,6 +16,8 @@ from heedful.playground.state import Inputs, Screen, in_a_line
 LARGEST_FILE = 900_000  # bytes: a request's body holds it
 LONGEST_LINK = 100_000  # characters
 FRAGMENT = "#heed="
+TOO_LARGE = "size:"  # with its bytes, what the browser sends in the place of a file that is too large to send
+TOO_LARGE = "size:"  # what the browser sends in the place of a file that is, with its bytes
 
 
 def to_json(screen: Screen) -> str:
@@ -27,10 +30,7 @@ def to_json(screen: Screen) -> str:
 
 def from_json(text: str) -> Screen:
     """What `to_json` wrote. Raises `OptionError`, one line, where the text is anything else."""
-    try:
-        size = len(text.encode())
-    except UnicodeEncodeError:
-        raise OptionError("not a file of this playground: it holds half a surrogate pair") from None
+    size = _size(text)
     if size > LARGEST_FILE:
         raise OptionError(f"the file has {size} bytes; at most {LARGEST_FILE} are read")
     try:
@@ -39,6 +39,15 @@ def from_json(text: str) -> Screen:
         raise OptionError(f"not a file of this playground: {in_a_line(error)}") from error
     parse_checks(screen.inputs.checks)
     return screen
+
+
+def _size(text: str) -> int:
+    """Bytes of the file."""
+    told = re.fullmatch(f"{TOO_LARGE}([0-9]{{1,18}})", text)
+    try:
+        return int(told[1]) if told else len(text.encode())
+    except UnicodeEncodeError:
+        raise OptionError("not a file of this playground: it holds half a surrogate pair") from None
 
 
 def to_link(inputs: Inputs, model: str) -> str:

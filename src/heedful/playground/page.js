@@ -6,17 +6,15 @@ window.heedful = (() => {
   const SHOWN_FROM = 0.0005;
   let last = { id: "hp-prompt", start: 0, end: 0 };
   let anchor = null;
+  let pointer = ""; // where it was last
+  let isStopped = false; // the answers that were asked for last
 
   const field = (id) => document.querySelector(`#${id} textarea`);
+  const placeOf = (event) => `${event.screenX} ${event.screenY}`;
   const press = (id) => document.getElementById(id)?.click();
 
-  // After what is on its way from the server, which would overwrite it.
-  function say(text) {
-    setTimeout(() => {
-      const note = document.querySelector("#hp-note .hp-note");
-      if (note) note.textContent = text;
-    }, 300);
-  }
+  // A line for the note, as render.py writes it; `text` is never a user's.
+  const note = (text) => `<p class="hp-note" role="status">${text}</p>`;
 
   function remember() {
     const id = TEXTS.find((one) => field(one) === document.activeElement);
@@ -25,48 +23,44 @@ window.heedful = (() => {
 
   // Marking
 
-  function unmarked(text, start, end) {
-    const region = /<heed\b[^<>]*>([\s\S]*?)<\/heed>/gi;
-    let touched = false;
-    const result = text.replace(region, (whole, inside, at) => {
-      if (at >= end || at + whole.length <= start) return whole;
-      touched = true;
-      return inside;
-    });
-    return touched ? result : null;
+  // The tags of the marked regions that [start, end) touches, as [from, to) in `text`.
+  function tagsAround(text, start, end) {
+    const found = [];
+    for (const { 0: whole, 1: opening, index } of text.matchAll(/(<heed\b[^<>]*>)[\s\S]*?<\/heed>/gi)) {
+      const stop = index + whole.length;
+      if (index < end && stop > start) found.push([index, index + opening.length], [stop - "</heed>".length, stop]);
+    }
+    return found;
   }
 
-  // Once the text is there; a person who has gone on to something else by then is left there.
-  function select(id, text, start, end, framesLeft = 120) {
-    const area = field(id);
-    if (area?.value !== text) {
-      if (framesLeft) requestAnimationFrame(() => select(id, text, start, end, framesLeft - 1));
-      return;
-    }
-    const at = document.activeElement;
-    if (at !== area && at !== document.body && at?.id !== "hp-heed") return;
+  // As somebody who types does it, so that text and selection are there at once.
+  function put(area, text, start, end) {
+    area.value = text;
+    area.dispatchEvent(new InputEvent("input", { bubbles: true }));
     area.focus();
     area.setSelectionRange(start, end);
     remember();
   }
 
-  function mark(texts) {
-    const at = TEXTS.indexOf(last.id);
-    const text = texts[at] ?? "";
+  // What is selected stays selected: once more takes the mark off again, or puts it there again.
+  function mark() {
+    const area = field(last.id);
+    const text = area.value;
     let { start, end } = last;
     while (start < end && /\s/.test(text[start])) start += 1;
     while (end > start && /\s/.test(text[end - 1])) end -= 1;
-    if (start === end) {
-      say("Select some text first: what is selected is heeded. On marked text, the mark is taken off.");
-      return texts;
+    if (start >= end || end > text.length)
+      return note("Select some text first: what is selected is heeded. On marked text, the mark is taken off.");
+    const tags = tagsAround(text, start, end);
+    if (!tags.length) {
+      const inside = `<heed>${text.slice(start, end)}</heed>`;
+      put(area, text.slice(0, start) + inside + text.slice(end), start + "<heed>".length, end + "<heed>".length);
+      return undefined;
     }
-    const result = [...texts];
-    const bare = unmarked(text, start, end);
-    result[at] = bare ?? `${text.slice(0, start)}<heed>${text.slice(start, end)}</heed>${text.slice(end)}`;
-    const length = end - start;
-    const place = bare === null ? start + "<heed>".length : Math.max(0, start - "<heed>".length);
-    select(last.id, result[at], place, place + length);
-    return result;
+    const moved = (place) => tags.reduce((at, [from, to]) => at - Math.max(0, Math.min(place, to) - from), place);
+    const bare = tags.reduceRight((left, [from, to]) => left.slice(0, from) + left.slice(to), text);
+    put(area, bare, moved(start), moved(end));
+    return undefined;
   }
 
   // Details of a token
@@ -177,8 +171,7 @@ window.heedful = (() => {
       input.addEventListener("change", async () => {
         const [file] = input.files;
         if (!file || file.size > LARGEST_FILE) {
-          say(`The file has ${file?.size ?? 0} bytes; at most ${LARGEST_FILE} are read.`);
-          resolve("");
+          resolve(file ? `size:${file.size}` : "");
           return;
         }
         resolve((await file.text()) || " ");
@@ -190,18 +183,25 @@ window.heedful = (() => {
   const readLink = () => (location.hash.startsWith("#heed=") ? location.hash : "");
 
   async function setLink(text) {
-    if (!text) return;
+    if (!text) return undefined;
     history.replaceState(null, "", text);
     try {
       await navigator.clipboard.writeText(location.href);
-      say("The link is copied; it is the address of this page, too.");
+      return note("The link is copied; it is the address of this page, too.");
     } catch {
-      say("The link is the address of this page now; copy it from there.");
+      return note("The link is the address of this page now; copy it from there.");
     }
   }
 
   function runIf(flag) {
-    if (flag === "run") setTimeout(() => press("hp-run"), 100);
+    if (flag === "run") press("hp-run");
+  }
+
+  const ended = () => (isStopped ? note("Stopped.") : undefined);
+
+  function stop() {
+    isStopped = true;
+    return ended();
   }
 
   // Listening
@@ -211,7 +211,18 @@ window.heedful = (() => {
   addEventListener("hashchange", () => readLink() && press("hp-opened"));
   addEventListener("scroll", place, true);
   addEventListener("resize", place);
+  document.addEventListener("pointerdown", remember, true);
+  document.addEventListener("click", (event) => {
+    if (event.target.closest?.("#hp-run")) isStopped = false;
+  }, true);
+  document.addEventListener("mousemove", (event) => {
+    pointer = placeOf(event);
+  }, true);
   document.addEventListener("mouseover", (event) => {
+    const hasMoved = placeOf(event) !== pointer;
+    pointer = placeOf(event);
+    // While somebody walks by keyboard, the page may move under a pointer that rests.
+    if (!hasMoved && document.activeElement?.matches(".hp-answer")) return;
     const token = event.target.closest?.(".hp-answer .hp-t");
     if (token) show(token);
     else if (anchor && !event.target.closest?.("#hp-tip") && !anchor.parentElement?.matches(":focus")) hide();
@@ -226,6 +237,7 @@ window.heedful = (() => {
   });
   document.addEventListener("focusout", (event) => event.target.matches?.(".hp-answer") && hide());
   document.addEventListener("keydown", (event) => {
+    remember(); // the browser tells of a selection only later
     if (event.key === "Escape") hide();
     else if (event.altKey && event.code === "KeyM") press("hp-heed");
     else if ((event.ctrlKey || event.metaKey) && event.key === "Enter") press("hp-run");
@@ -233,5 +245,5 @@ window.heedful = (() => {
     event.preventDefault();
   }, true);
 
-  return { say, mark, save, readFile, readLink, setLink, runIf };
+  return { mark, stop, ended, save, readFile, readLink, setLink, runIf };
 })();

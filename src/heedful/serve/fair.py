@@ -1,12 +1,17 @@
-"""A queue in which owners take turns: many requests of one do not keep another waiting. Not thread-safe."""
+"""Owners take turns: many requests of one do not keep another waiting. Not thread-safe."""
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterator
+import asyncio
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from types import MappingProxyType
 from typing import Generic, TypeVar
 
 Item = TypeVar("Item")
+Done = TypeVar("Done")
+NOBODY: Mapping[str, int] = MappingProxyType({})
 
 
 class FairQueue(Generic[Item]):
@@ -25,10 +30,14 @@ class FairQueue(Generic[Item]):
         """Puts `item` at the end of its owner's line; a new owner's turn is the last."""
         self._lines.setdefault(owner, deque()).append(item)
 
-    def crowded_out(self, owner: str, num_new: int) -> int:
-        """How many items of others could go before any of them has fewer than `owner` with `num_new` more."""
-        share = len(self._lines.get(owner, ())) + num_new
-        return sum(max(0, len(line) - share) for other, line in self._lines.items() if other != owner)
+    def crowded_out(self, owner: str, num_new: int, before: Mapping[str, int] = NOBODY) -> int:
+        """How many items of others could go before any of them has fewer than `owner` with `num_new` more.
+
+        `before`: how many more each has, or will have, that are not in the queue yet.
+        """
+        has = Counter({other: len(line) for other, line in self._lines.items()}) + Counter(before)
+        share = has[owner] + num_new
+        return sum(max(0, number - share) for other, number in has.items() if other != owner)
 
     def crowd_out(self) -> Item:
         """Takes the last item of the longest line. Raises `ValueError` where nobody waits."""
@@ -69,3 +78,38 @@ class FairQueue(Generic[Item]):
         items = list(self)
         self._lines.clear()
         return items
+
+
+class FairThread:
+    """A thread beside the event loop that does one thing at a time, for owners in turn."""
+
+    def __init__(self, name: str) -> None:
+        self._thread = ThreadPoolExecutor(1, name)
+        self._waiting: FairQueue[asyncio.Future[None]] = FairQueue()
+        self._is_busy = False
+
+    async def run(self, owner: str, work: Callable[[], Done]) -> Done:
+        """What `work` gives. Where this is cancelled, what the thread has begun goes on unheard."""
+        await self._turn(owner)
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+        finally:
+            self._pass_on()
+
+    async def _turn(self, owner: str) -> None:
+        if not self._is_busy:
+            self._is_busy = True
+            return
+        turn = asyncio.get_running_loop().create_future()
+        self._waiting.push(owner, turn)
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if not self._waiting.remove(turn):
+                self._pass_on()  # the turn had come
+            raise
+
+    def _pass_on(self) -> None:
+        self._is_busy = len(self._waiting) > 0
+        if self._is_busy:
+            self._waiting.pop().set_result(None)

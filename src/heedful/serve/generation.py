@@ -66,10 +66,14 @@ class Generation:
     def _next(self, index: int) -> asyncio.Future[Token]:
         return asyncio.ensure_future(self.streams[index].__anext__())
 
+    @property
+    def seconds_left(self) -> float:
+        """Until the time limit, below 0 after it."""
+        return self.begun + self.seconds - time.monotonic()
+
     async def _any(self, waits: dict[asyncio.Future[Token], int]) -> list[asyncio.Future[Token]]:
-        left = self.begun + self.seconds - time.monotonic()
-        done, _ = await asyncio.wait(waits, timeout=max(0.0, left), return_when=asyncio.FIRST_COMPLETED)
-        if not done:
+        done, _ = await asyncio.wait(waits, timeout=max(0.0, self.seconds_left), return_when=asyncio.FIRST_COMPLETED)
+        if not done or self.seconds_left < 0:  # what is decided already must not wait for a client that does not read
             tokens = sum(len(choice.steps) for choice in self.choices)
             raise TimeLimitError(f"the request took longer than {self.seconds:g} s; {tokens} tokens had been generated")
         return sorted(done, key=waits.__getitem__)

@@ -11,6 +11,7 @@ import binascii
 import logging
 import re
 from collections.abc import Awaitable, Callable, MutableMapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +31,7 @@ MAX_DEPTH = 32
 MAX_PARTS = 1 << 16  # strings, commas and brackets: a long conversation has a quarter as many
 SMALL_BODY = 1 << 16  # bytes that are looked through in no time
 BODY_SECONDS = 30.0
+SEND_SECONDS = 30.0  # for one piece of an answer
 
 # Strings whole, closed or not, so that brackets within them do not count and no character is looked at twice.
 _TOKEN = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*(?:"|\\?\Z)|[\[{]|[\]}]|,', re.DOTALL)
@@ -56,7 +58,7 @@ class Guard:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        send = self._counted(scope["path"], send)
+        send = self._counted(scope["path"], _bounded(send))
         try:
             headers = Headers(scope=scope)
             self._check_host(headers.get("host", ""))
@@ -71,9 +73,10 @@ class Guard:
         except RequestError as error:
             await problem_of(error).response()(scope, receive, send)
             return
-        except _Gone:
+        except (_Gone, StalledError):
             return
-        await self._pass_on(scope, _replay(body, receive), send)
+        with suppress(StalledError):
+            await self._pass_on(scope, _replay(body, receive), send)
 
     async def _pass_on(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         """Answers what nobody foresaw here, where it is counted, and the connection stays."""
@@ -87,7 +90,7 @@ class Guard:
         try:
             await self.app(scope, receive, noted)
         except Exception as error:
-            if has_begun:
+            if has_begun or isinstance(error, StalledError):
                 raise
             log.error("a request failed", exc_info=error)
             await problem_of(error).response()(scope, receive, send)
@@ -163,6 +166,22 @@ def _password(given: str) -> str | None:
 
 class _Gone(Exception):
     """The client left while its body was read."""
+
+
+class StalledError(Exception):
+    """The client has stopped to read its answer; its connection is given up."""
+
+
+def _bounded(send: Send) -> Send:
+    """`send`, which raises `StalledError` where the client takes nothing for long."""
+
+    async def bounded(message: Message) -> None:
+        try:
+            await asyncio.wait_for(send(message), SEND_SECONDS)
+        except asyncio.TimeoutError:
+            raise StalledError from None
+
+    return bounded
 
 
 def _check_kind(kind: str) -> None:

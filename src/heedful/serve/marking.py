@@ -94,7 +94,7 @@ class Encoder(Protocol):
 
 def mark(lm: Encoder, messages: Messages, asked: Heedful | None, default: Default, heed: str) -> Marked:
     """Encodes a prompt and settles its method: none where nothing is marked and no steering was asked for, or where
-    the instructions were to be found and there are none.
+    the request asks for the instructions to be found and there are none.
 
     `messages` text is a plain prompt without a template. Raises the `HeedfulError` that says what is wrong.
     """
@@ -106,7 +106,7 @@ def mark(lm: Encoder, messages: Messages, asked: Heedful | None, default: Defaul
     encoded = lm.encode(messages, instructions, raw=is_raw)
     if encoded.span:
         return Marked(encoded, method)
-    if asked is not None and asked.steers and method is not None and not is_auto(instructions):
+    if asked is not None and asked.steers and method is not None and not is_auto(asked.instructions):
         raise SpanError(
             "the request asks for steering, but nothing in it is marked: wrap what is to be heeded in <heed>…</heed>, "
             'name it in heedful.instructions, or leave "method", "strength" and "threshold" out'

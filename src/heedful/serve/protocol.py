@@ -5,7 +5,7 @@ Another engine takes the place of `worker.TransformersEngine` by doing what `Eng
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -13,6 +13,7 @@ from heedful.answer import FinishReason
 from heedful.errors import HeedfulError
 from heedful.recipe import Method
 from heedful.sampling import Sampling
+from heedful.serve.fair import NOBODY
 from heedful.spans import TokenSpan
 from heedful.trace import Alternative, Stats, Step
 
@@ -119,8 +120,11 @@ class Engine(Protocol):
         Raises `BusyError`, `StoppingError`, `EngineError`, or the `HeedfulError` that says what is wrong with it.
         """
 
-    def refuse_if_busy(self, num_requests: int = 1, owner: str = "") -> None:
-        """Raises what `submit` would if the next `num_requests` requests of `owner` cannot be taken."""
+    def refuse_if_busy(self, num_requests: int = 1, owner: str = "", before: Mapping[str, int] = NOBODY) -> None:
+        """Raises what `submit` would if the next `num_requests` requests of `owner` cannot be taken.
+
+        `before`: how many each owner has on their way that come first; they count as if they waited.
+        """
 
     def status(self) -> Status:
         """What it is doing now."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 from collections.abc import AsyncIterator
@@ -15,12 +16,14 @@ from starlette.types import Receive, Scope, Send
 
 from heedful.errors import HeedfulError
 from heedful.serve.generation import unless_gone
+from heedful.serve.guard import StalledError
 from heedful.serve.problems import RequestError, problem_of
 from heedful.serve.schemas import ChatRequest, CompletionRequest
 from heedful.serve.service import Asked, Service
 
 CLIENT_LEFT = 499
 STARTED = 0
+LAST_WORD_SECONDS = 5.0  # after the time limit, for the event that says so
 
 log = logging.getLogger("heedful.serve")
 router = APIRouter()
@@ -122,9 +125,15 @@ class EventStream(StreamingResponse):
         super().__init__(events, media_type="text/event-stream", headers={"cache-control": "no-store"})
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Sends the events; stops where the client leaves."""
+        """Sends the events; stops where the client leaves, or reads too slowly to have them all within the time limit.
+
+        Raises `StalledError` then.
+        """
+        seconds = max(0.0, self.asked.generation.seconds_left) + LAST_WORD_SECONDS
         try:
-            await unless_gone(receive, self.stream_response(send))
+            await asyncio.wait_for(unless_gone(receive, self.stream_response(send)), seconds)
+        except asyncio.TimeoutError:
+            raise StalledError from None
         finally:
             self.asked.generation.cancel()  # also where not one event was sent
 

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 from heedful.errors import ContextLengthError, OptionError
 from heedful.generate import LM
@@ -19,6 +20,7 @@ from heedful.recipe import Method
 from heedful.sampling import Sampling
 from heedful.serve.choice import Choice
 from heedful.serve.config import Config
+from heedful.serve.fair import FairThread
 from heedful.serve.generation import Generation
 from heedful.serve.marking import Default, Marked, as_messages, by_default, mark, with_seed
 from heedful.serve.metrics import Metrics
@@ -27,6 +29,7 @@ from heedful.serve.protocol import Engine, Settings, TokenStream
 from heedful.serve.replies import Envelope
 from heedful.serve.schemas import ChatRequest, CompletionRequest
 
+Encoded = TypeVar("Encoded")
 MARKUP = 40  # characters that a token may have around it which are no part of it: tags that mark it
 
 
@@ -49,8 +52,8 @@ class Service:
         method = self.default.method(None)
         if method is not None:
             self._check_default(method)
-        self._encoder = ThreadPoolExecutor(1, "heedful-encoder")
-        self._num_encoding = 0  # answers whose prompts are being encoded, or wait for it
+        self._encoder = FairThread("heedful-encoder")
+        self._encoding: Counter[str] = Counter()  # by owner, answers whose prompts are being encoded or wait for it
         longest = max(map(len, lm.tokenizer.get_vocab()))
         self._most_characters = engine.context_length * (longest + MARKUP) + MARKUP
 
@@ -60,15 +63,14 @@ class Service:
         if recipe.contrast is not None and self.engine.status().num_slots < 2:
             raise OptionError("the method needs two slots for each answer, and there is one: --max-batch 2 or more")
 
-    async def encode(self, messages: list[dict[str, str]]) -> EncodedPrompt:
-        """A conversation as tokens, marked as in a request that names nothing; read off the event loop.
+    async def encode(self, messages: list[dict[str, str]], num_answers: int, owner: str) -> EncodedPrompt:
+        """A conversation as tokens, marked as in a request that names nothing; a part of `owner`'s queue meanwhile.
 
-        Raises the `HeedfulError` that says what is wrong.
+        Raises the `HeedfulError` that says what is wrong, or that the queue is full.
         """
         self._refuse_if_long(messages)
         instructions = by_default(messages, self.config.heed)
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._encoder, self.lm.encode, messages, instructions)
+        return await self._in_turn(num_answers, owner, partial(self.lm.encode, messages, instructions))
 
     async def chat(self, request: ChatRequest, owner: str | None) -> Asked:
         """Starts a chat answer. Raises the `HeedfulError` that says why it cannot be had."""
@@ -84,8 +86,9 @@ class Service:
         begun = time.monotonic()
         self._check(request, len(prompts) * request.n)
         owner = owner or f"user {request.user or ''}"
-        self.engine.refuse_if_busy(len(prompts) * request.n + self._num_encoding, owner)
-        marked = await self._encode(prompts, request)
+        for prompt in prompts:
+            self._refuse_if_long(prompt)
+        marked = await self._in_turn(len(prompts) * request.n, owner, partial(self._mark, prompts, request))
         streams = self._submit(request, marked, owner)
         choices = [
             Choice(index, self.lm.tokenizer, request.stops, request.num_top is not None)
@@ -106,21 +109,20 @@ class Service:
             ),
         )
 
-    async def _encode(self, prompts: Sequence[Any], request: ChatRequest | CompletionRequest) -> list[Marked]:
-        """Off the loop; counts as a part of the queue, and against the time limit."""
-        num_answers = len(prompts) * request.n
-        for prompt in prompts:
-            self._refuse_if_long(prompt)
-        loop = asyncio.get_running_loop()
-        self._num_encoding += num_answers
+    async def _in_turn(self, num_answers: int, owner: str, work: Callable[[], Encoded]) -> Encoded:
+        """What `work` gives, off the loop, when it is `owner`'s turn; a part of the queue, and of the time, till then.
+
+        Raises `BusyError` where the queue is full, `TimeLimitError` where it takes too long.
+        """
+        self.engine.refuse_if_busy(num_answers, owner, self._encoding)
+        self._encoding[owner] += num_answers
         try:
-            work = loop.run_in_executor(self._encoder, self._mark, prompts, request)
-            return await asyncio.wait_for(work, self.config.seconds)
+            return await asyncio.wait_for(self._encoder.run(owner, work), self.config.seconds)
         except asyncio.TimeoutError:
             message = f"the request took longer than {self.config.seconds:g} s; its prompt was not read yet"
             raise TimeLimitError(message) from None
         finally:
-            self._num_encoding -= num_answers
+            self._encoding -= Counter({owner: num_answers})  # which forgets an owner who has none left
 
     def _refuse_if_long(self, prompt: str | list[dict[str, str]]) -> None:
         """Raises `ContextLengthError` for what could not fit if each token were the longest, tags around each."""

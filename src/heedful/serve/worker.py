@@ -10,8 +10,8 @@ import logging
 import math
 import threading
 import time
-from collections import defaultdict
-from collections.abc import AsyncIterator, Sequence
+from collections import OrderedDict, defaultdict
+from collections.abc import AsyncIterator, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
@@ -19,12 +19,14 @@ from heedful.answer import Answer, Emitted, Request
 from heedful.decode import Decoder
 from heedful.errors import ContextLengthError
 from heedful.generate import LM
-from heedful.serve.fair import FairQueue
+from heedful.ranking import Measured
+from heedful.serve.fair import NOBODY, FairQueue
 from heedful.serve.protocol import BusyError, EngineError, Settings, State, Status, StoppingError, Token
 from heedful.serve.storage import Storage
 from heedful.spans import TokenSpan
 
 FAILURES_IN_A_ROW = 3
+KEPT_RANKINGS = 1024
 LONGEST_RETRY_AFTER = 60
 PREFILL_TOKENS = {True: 128, False: 1024}  # on a CPU, elsewhere
 
@@ -36,13 +38,46 @@ Message: TypeAlias = "Token | BaseException"
 class Limits:
     """`max_running` answers at a time, `max_queue` more that wait; see `Decoder` for the rest.
 
-    `prefill_tokens` None: as many as a step can read in a small part of a second, by the device.
+    `prefill_tokens` None: as many as a step can read in a small part of a second, by the device. `keeps_rankings`:
+    layers are ranked anew only where the instruction's tokens or the method are other ones; see `Rankings`.
     """
 
     max_running: int = 16
     max_queue: int = 64
     prefill_tokens: int | None = None
     reuses_prefixes: bool = True
+    keeps_rankings: bool = False
+
+
+class Rankings:
+    """The rankings of the instructions that were met last, by their tokens and the method; at most `size` of them.
+
+    A ranking depends on the whole prompt that it was measured on: who keeps it lets an answer depend a little on who
+    asked the same before.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self._kept: OrderedDict[Hashable, Measured] = OrderedDict()
+
+    def find(self, request: Request) -> Measured | None:
+        """What is known of the request's instruction."""
+        key = self._key(request)
+        if key not in self._kept:
+            return None
+        self._kept.move_to_end(key)
+        return self._kept[key]
+
+    def keep(self, request: Request, answer: Answer) -> None:
+        """Notes what was measured for the `answer` to `request`."""
+        if self.size and answer.sensitivity:
+            self._kept[self._key(request)] = Measured(answer.ranking, answer.sensitivity)
+            if len(self._kept) > self.size:
+                self._kept.popitem(last=False)
+
+    def _key(self, request: Request) -> Hashable:
+        tokens = tuple(request.token_ids[position] for position in request.positions)
+        return tokens, request.weights, request.recipe
 
 
 class Ticket:
@@ -95,7 +130,9 @@ class TransformersEngine:
             limits.max_running,
             prefill_tokens=limits.prefill_tokens or PREFILL_TOKENS[lm.engine.device.type == "cpu"],
             reuses_prefixes=limits.reuses_prefixes,
+            fails_alone=True,
         )
+        self._rankings = Rankings(KEPT_RANKINGS if limits.keeps_rankings else 0)
         self._wake = threading.Condition()
         self._waiting: FairQueue[Ticket] = FairQueue()
         self._running: dict[Answer, Ticket] = {}
@@ -143,12 +180,12 @@ class TransformersEngine:
         _send([(one, gone) for one in given_way])
         return ticket
 
-    def refuse_if_busy(self, num_requests: int = 1, owner: str = "") -> None:
+    def refuse_if_busy(self, num_requests: int = 1, owner: str = "", before: Mapping[str, int] = NOBODY) -> None:
         """Raises what `submit` would; see `protocol.Engine.refuse_if_busy`."""
         with self._wake:
-            self._refuse_if_busy(num_requests, owner)
+            self._refuse_if_busy(num_requests, owner, before)
 
-    def _refuse_if_busy(self, num_requests: int, owner: str) -> int:
+    def _refuse_if_busy(self, num_requests: int, owner: str, before: Mapping[str, int] = NOBODY) -> int:
         """How many that wait must give way to them."""
         self._look_after_thread()
         if self._state == "failed":
@@ -156,14 +193,13 @@ class TransformersEngine:
         if self._state in ("draining", "stopped"):
             raise StoppingError("the server is shutting down")
         running, limits = len(self._running), self._limits
+        waiting = len(self._waiting) + sum(before.values())
         most = limits.max_running + limits.max_queue
-        num_over = max(0, running + len(self._waiting) + num_requests - most)
-        if num_over > self._waiting.crowded_out(owner, num_requests):
-            rounds = (running + len(self._waiting)) / limits.max_running
+        num_over = max(0, running + waiting + num_requests - most)
+        if num_over > self._waiting.crowded_out(owner, num_requests, before):
+            rounds = (running + waiting) / limits.max_running
             wait = min(LONGEST_RETRY_AFTER, max(1, math.ceil(self._mean_seconds * rounds)))
-            raise BusyError(
-                f"{running} requests run and {len(self._waiting)} wait, {most} are the most; retry in {wait} s", wait
-            )
+            raise BusyError(f"{running} requests run and {waiting} wait, {most} are the most; retry in {wait} s", wait)
         return num_over
 
     def _look_after_thread(self) -> None:
@@ -241,9 +277,18 @@ class TransformersEngine:
             self._cancelled.clear()
             while self._waiting and self._decoder.has_room(self._waiting.peek().request):
                 ticket = self._waiting.peek()
-                ticket.answer = self._decoder.submit(ticket.request)
+                ticket.answer = self._submit(ticket.request)
                 self._running[ticket.answer] = self._waiting.pop()
                 ticket.begun = time.monotonic()  # Retry-After counts those that wait; a mean with waits counted twice
+
+    def _submit(self, request: Request) -> Answer:
+        """Queues it at the decoder, with the ranking that is known of its instruction."""
+        known, recipe = self._rankings.find(request), request.recipe
+        if known is None or recipe is None:
+            return self._decoder.submit(request)
+        answer = self._decoder.submit(replace(request, recipe=replace(recipe, ranking=known.order)))
+        answer.sensitivity = known.scores
+        return answer
 
     def _leave(self, ticket: Ticket) -> None:
         if ticket.answer is None:
@@ -263,6 +308,7 @@ class TransformersEngine:
                 ticket = self._running[one.answer]
                 messages.append((ticket, one.error or _token(one)))
                 if one.finish_reason is not None:
+                    self._rankings.keep(ticket.request, one.answer)
                     del self._running[one.answer]
                     self._mean_seconds += 0.1 * (time.monotonic() - ticket.begun - self._mean_seconds)
         _send(messages)
