@@ -50,10 +50,12 @@ def _fenced(text: str) -> Iterator[Material]:
 
 def _tagged(text: str) -> Iterator[Material]:
     """Pairs of tags but for the writer's own; a closing tag more than there are opening ones encloses all up to it."""
+    if "</" not in text:
+        return
     opening, closing = [*patterns.OPENING_TAG.finditer(text)], _by_name(patterns.CLOSING_TAG, text)
-    later = _by_name(patterns.OPENING_TAG, text) if closing else {}
+    later = _by_name(patterns.OPENING_TAG, text)
     read = 0
-    for tag in opening if closing else ():
+    for tag in opening:
         name = tag[1].lower()
         ends = closing.get(name, [])
         if tag.start() < read or (at := _next(ends, tag.end())) is None:

@@ -23,7 +23,7 @@ _LONGEST_INTRODUCTION = 200  # characters
 _MOST_ARGUMENTS = 1000  # quotations of a text that are looked at for being one: those behind them are material
 
 _BLANK = re.compile(r"\n[ \t]*\n\s*")
-_LINE_ENDS = {ord(char): "\n" for char in "\r\v\f\x85\u2028\u2029"}
+_LINE_ENDS = "\r\v\f\x85\u2028\u2029"
 _BREAK = re.compile(r"\n\s*")
 _SPACE = re.compile(r"\s*")
 _BEHIND = re.compile(r"[^\S\n]*(\S[\w'’]*)?")
@@ -101,7 +101,9 @@ def layout(text: str, *, is_trusted: bool = False) -> Layout:
     `is_trusted`: it is a system or developer message. An order to ignore instructions then taints its line only, and
     no text is looked for above a sentence that speaks of one: it stands in another message.
     """
-    text = text.replace("\r\n", " \n").translate(_LINE_ENDS)
+    text = text.replace("\r\n", " \n")
+    for line_end in _LINE_ENDS:
+        text = text.replace(line_end, "\n")
     found = _merged(blocks(text))
     bare = patterns.OWN_TAG.sub(lambda tag: " " * len(tag[0]), _masked(text, found))
     quoted = [*quotations(bare)]
@@ -112,8 +114,9 @@ def layout(text: str, *, is_trusted: bool = False) -> Layout:
     found = _merged([*found, *_letters(lines), *_transcripts(lines), *_listings(lines)])
     bare = _masked(bare, found)
     closed = _closed(text, [*found, *quoted])
-    orders = [match.start() for match in patterns.OVERRIDE.finditer(text)]
-    found = _merged([*found, *_overrides(bare, is_trusted)])
+    told = [*patterns.OVERRIDE.finditer(text)] if patterns.OVERRIDING.search(text.lower()) else []
+    orders = [match.start() for match in told]
+    found = _merged([*found, *_overrides(bare, told, is_trusted)])
     found = _merged([*found, *_introduced(_Page(bare), closed, orders)])
     found = _merged([*found, *_announced(_Page(_masked(bare, found)), closed, orders)])
     bare = _masked(bare, found)
@@ -258,9 +261,9 @@ def _listings(lines: Sequence[_Line]) -> Iterator[Material]:
             run, strong = [], 0
 
 
-def _overrides(text: str, is_trusted: bool) -> Iterator[Material]:
+def _overrides(text: str, told: Iterable[re.Match[str]], is_trusted: bool) -> Iterator[Material]:
     """From an order to ignore instructions on, all: whoever gives it may go on. Where it is only told of, its line."""
-    for match in patterns.OVERRIDE.finditer(text):
+    for match in (match for match in told if text[match.start()] != MASK):
         before = _before(text, match.start())
         start = match.start() - len(before)
         verb = patterns.ORDER.search(before + match[0].split(None, 1)[0])

@@ -54,7 +54,10 @@ _NOUN = (
     r"|input|data|table|report|blog|headlines?|pitch|paper|tickets?|prompts?|threads?|memo|contract|clause|recipe|ad|lines?"
     r"|advert(?:isement)?|captions?|descriptions?|transcription|minutes|essay|draft|resume|cv|joke|string|context|source"
     r"|original|policy|feedback|complaint|slogan|readme|file|config(?:uration)?|manual|examples?|announcement|leaflet"
-    r"|label|sign|listing|bio|strings|invoice|receipt|minutes|subtitles?|voicemail|scene|screenplay|chapter|verse|song|entry|proverb|paste)"
+    r"|label|sign|listing|bio|strings|invoice|receipt|minutes|subtitles?|voicemail|scene|screenplay|chapter|verse|song|entry|proverb|paste"
+    r"|postings?|notices?|flyer|leaflet|brochure|circular|bulletin|handout|worksheet|checklist|poster|banner|petition"
+    r"|questionnaire|survey|specification|agreement|lease|statutes?|laws?|paragraphs?|diary|journal|column|editorial"
+    r"|interview|lecture|sermon|toast|synopsis|testimonial|press release|newsletter)"
 )
 _WORK = (
     r"(?:summari[sz]e|sum up|translate|paraphrase|re-?write|rephrase|reword|proof-?read|edit|correct|fix|critique"
@@ -142,9 +145,12 @@ ABOVE = re.compile(
     rf".*(?:\b{_NOUN} above\b|\b(?:above|preceding|foregoing) {_NOUN}\b)",
     re.I,
 )
+_OWN_WORD = (
+    r"(?:requests?|questions?|prompts?|instructions?|rules?|requirements?|guidelines?|task|formats?|constraints?)"
+)
 OWN_ABOVE = re.compile(
-    r"^\W*(?:then|after|afterwards|finally|next|also)\b|\brepeat|\b(?:requests?|questions?|prompts?|instructions?|rules?"
-    r"|requirements?|guidelines?|task|formats?|constraints?|examples?|template|criteria)\b",
+    rf"^\W*(?:then|after|afterwards|finally|next|also)\b|\brepeat|\b(?:{_OWN_WORD}|examples?|template|criteria) above\b"
+    rf"|\babove(?:[- ](?:mentioned|listed|stated|given))? {_OWN_WORD}",
     re.I,
 )
 LAST_LINE = re.compile(
@@ -213,6 +219,7 @@ OVERRIDE = re.compile(
     r"(?! (?:the |your )?(?:system|user)))",
     re.I,
 )
+OVERRIDING = re.compile("ignor|disregard|forget|overrid|bypass")  # to be looked for first, in lower case
 # … given as an order, and not told of.
 ORDER = re.compile(
     r"(?:^|[.!?:;,\])>*\"”]\s*|\b(?:please|and|must|should|to|now|you|ai|assistant|models?|kindly|just|then|also) )"
