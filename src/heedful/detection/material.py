@@ -24,6 +24,7 @@ _MOST_ARGUMENTS = 1000  # quotations of a text that are looked at for being one:
 
 _BLANK = re.compile(r"\n[ \t]*\n\s*")
 _LINE_ENDS = "\r\v\f\x85\u2028\u2029"
+_SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
 _BREAK = re.compile(r"\n\s*")
 _SPACE = re.compile(r"\s*")
 _BEHIND = re.compile(r"[^\S\n]*(\S[\w'’]*)?")
@@ -330,27 +331,33 @@ def _points(before: str, is_paragraph: bool) -> bool:
     if before.endswith(":"):
         return False
     passage = _BLANK.split(before)[-1] if is_paragraph else before[before.rfind("\n") + 1 :]
-    if not patterns.HINT.search(passage):
-        return False
-    sentences = re.split(r"(?<=[.!?])\s+", passage)
+    sentences = _SENTENCE_END.split(passage)
     if not before.endswith((".", "!", "?")):
         sentences = sentences[-1:] if MASK not in sentences[-1] else []  # a quotation may be the text itself
-    sentences = [item for item in sentences if not patterns.ELSEWHERE.search(item)]
+    sentences = [item if _may_point(item) else "" for item in sentences]
     if sentences and patterns.POINTING.search(sentences[-1]):
         return True
-    return is_paragraph and any(patterns.ANNOUNCEMENT.search(item) for item in sentences)
+    return is_paragraph and any(item and patterns.ANNOUNCEMENT.search(item) for item in sentences)
+
+
+def _may_point(sentence: str) -> bool:
+    """A cheap look: whether it has a word that every announcement has, and neither gives its text nor an address."""
+    lowered = sentence.lower()
+    if not any(word in lowered for word in patterns.POINTERS) and not patterns.REQUEST.match(sentence):
+        return False
+    return not patterns.ELSEWHERE.search(sentence) and f": {MASK}" not in sentence
 
 
 def _above(page: _Page, found: Sequence[Material]) -> Material | None:
     """What stands before a sentence that speaks of "the text above", or before a last line like "Summarize this."."""
     text, place = page.text, None
-    for hint in patterns.UPWARDS.finditer(text):
+    for hint in patterns.UPWARDS.finditer(text) if patterns.UPWARD.search(text.lower()) else ():
         start = hint.start() - len(_before(text, hint.start()))
         sentence = re.split(r"(?<=[.!?])\s|\n", text[start : hint.end() + _LONGEST_INTRODUCTION])[0]
         if patterns.ABOVE.search(sentence) and not patterns.OWN_ABOVE.search(sentence):
             place = start
     last = text.rfind("\n", 0, page.length) + 1
-    if page.length - last <= _LONGEST_INTRODUCTION and patterns.LAST_LINE.search(text[last : page.length]):
+    if page.length - last <= _LONGEST_INTRODUCTION and patterns.LAST_LINE.match(text[last : page.length]):
         place = last
     if place is None or _stands_above(text, found, place):
         return None

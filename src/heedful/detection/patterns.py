@@ -110,12 +110,9 @@ REWORKING = re.compile(
     rf"|\b{_CHECK}\b.* (?:my|his|her|our|their)\b",
     re.I,
 )
-# What every announcement has, to be looked for first: it is cheap.
-HINT = re.compile(
-    rf"\b(?:following|below|this|these|here|attached)\b"
-    rf"|(?:\A|[.!?]\s)\W*(?:please |kindly |can you |could you )?{_REWORK}\b",
-    re.I,
-)
+# What every announcement has, to be looked for first: one of these, or a request at its beginning.
+POINTERS = ("this", "these", "following", "below", "here", "attached", "does it", "do it")
+REQUEST = re.compile(rf"\W*(?:please |kindly |can you |could you )?(?:extract|{_REWORK})\b", re.I)
 # A sentence that announces a text in the next paragraph without a colon.
 ANNOUNCEMENT = re.compile(
     rf"\b{_REWORK}\b.*\b(?:following|below)\b|\b(?:following|this|these) (?:\w+ ){{0,2}}{_NOUN}\b|\b{_NOUN} below\b"
@@ -140,6 +137,7 @@ POINTING = re.compile(
 ELSEWHERE = re.compile(r"http|\brepeat", re.I)
 # A sentence that speaks of a text which stands before it, and a last line that can speak of no other.
 UPWARDS = re.compile(r"\b(?:above|preceding|foregoing)\b", re.I)
+UPWARD = re.compile("above|preceding|foregoing")  # to be looked for first, in lower case
 ABOVE = re.compile(
     rf"\b{_REWORK}\b.*\b(?:above|preceding|foregoing)\b|\b(?:is|are|was|were|does|do|did|what|which|who|why|how|from|in)\b"
     rf".*(?:\b{_NOUN} above\b|\b(?:above|preceding|foregoing) {_NOUN}\b)",
