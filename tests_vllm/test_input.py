@@ -119,7 +119,9 @@ def test_a_pass_that_was_not_seen_is_no_raw_token(llm: Any) -> None:
 def test_a_negative_seed_is_a_seed(llm: Any) -> None:
     one = case(0, new=12)
     answers = [
-        llm.generate([one.vllm_prompt], [one.params(temperature=1.0, seed=seed)], use_tqdm=False)[0].outputs[0].token_ids
+        llm.generate([one.vllm_prompt], [one.params(temperature=1.0, seed=seed)], use_tqdm=False)[0]
+        .outputs[0]
+        .token_ids
         for seed in (-5, -5, 5)
     ]
     assert answers[0] == answers[1] != answers[2]
@@ -285,7 +287,9 @@ def test_what_cannot_be_steered_runs_plain(tmp_path: Path) -> None:
     llm = tiny.llm(tmp_path / "mistral")
     assert len(generated(llm, plainly([case(0)]))[0]) == 24
     assert "sliding window" in tiny.host(llm).refused
-    outputs = llm.generate([case(0).vllm_prompt], [case(0).params(ignore_eos=False, stop_token_ids=[7])], use_tqdm=False)
+    outputs = llm.generate(
+        [case(0).vllm_prompt], [case(0).params(ignore_eos=False, stop_token_ids=[7])], use_tqdm=False
+    )
     assert list(outputs[0].outputs[0].token_ids) == [7]
     llama = tmp_path / "llama"
     tiny.build("llama").save_pretrained(llama)
@@ -294,7 +298,7 @@ def test_what_cannot_be_steered_runs_plain(tmp_path: Path) -> None:
     )
     llm = tiny.llm(llama)
     assert len(generated(llm, plainly([case(0)]))[0]) == 24
-    with pytest.raises(VLLMValidationError, match="heedful: .*InternLM3ForCausalLM is not supported"):
+    with pytest.raises(VLLMValidationError, match=r"heedful: .*InternLM3ForCausalLM is not supported"):
         generated(llm, [case(0)])
 
 

@@ -113,9 +113,7 @@ class Decider:
         return [
             Ready(row, state, raw.seq_lens[row])
             for row, state in sorted(self.states.items())
-            if row < num_rows
-            and not state.refused
-            and raw.seq_lens[row] >= len(state.prompt) + len(state.output)
+            if row < num_rows and not state.refused and raw.seq_lens[row] >= len(state.prompt) + len(state.output)
         ]
 
     # What a forward needs
@@ -214,7 +212,9 @@ class Decider:
             if at not in tokens:
                 tokens[at] = tops[at] if item.state.random is None else item.state.draw(logits[item.row])
         done["changed"] += sum(tokens[at] != tops[at] and ready[at].state.is_gated for at in tokens)
-        self._put(logits, {item.row: tokens[at] for at, item in enumerate(ready) if _is_put(item, tokens[at], tops[at])})
+        self._put(
+            logits, {item.row: tokens[at] for at, item in enumerate(ready) if _is_put(item, tokens[at], tops[at])}
+        )
 
     def _put(self, logits: torch.Tensor, tokens: dict[int, int]) -> None:
         """Leaves each of these rows its token alone."""

@@ -99,8 +99,7 @@ class Heed:
             raise PromptError("messages must be a list of objects with role and content, at least one")
         template = _template_options(data)
         clean = [
-            {**message, "content": content}
-            for message, (_, content) in zip(messages, turns(messages), strict=True)
+            {**message, "content": content} for message, (_, content) in zip(messages, turns(messages), strict=True)
         ]
         if clean[-1]["role"] == "assistant":
             data.setdefault("continue_final_message", True)

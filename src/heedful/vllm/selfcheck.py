@@ -8,7 +8,6 @@ afterwards.
 from __future__ import annotations
 
 import logging
-from typing import Any
 
 import torch
 
