@@ -135,7 +135,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     """All rounds, and what they come to."""
     stock, plugin = Worker(options, "off"), Worker(options, "on")
     try:
-        ratios = sorted(plugin.ask(kind="ratios", count=8, tokens=options.tokens))
+        ratios = sorted(plugin.ask(kind="ratios", count=max(options.counts), tokens=options.tokens))
         threshold = ratios[int(len(ratios) * (1 - options.rate))]
         figures: dict[str, Any] = {
             "machine": machine(options.threads, options.dtype, "cpu"),

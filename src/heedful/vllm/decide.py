@@ -30,8 +30,8 @@ HEAD = 1024  # likeliest tokens among which a nucleus is looked for first: sorti
 class State:
     """One steered request in the batch. `output` is vLLM's own list of what it has generated so far.
 
-    `sets` None: not ranked yet. `refused`: why it ends at once; `is_told`: whether the log says so. `is_replayed`: steered statically, whether the tokens
-    generated before a preemption are stored as steered again.
+    `sets` None: not ranked yet. `refused`: why it ends at once; `is_told`: whether the log says so. `is_replayed`:
+    steered statically, whether the tokens generated before a preemption are stored as steered again.
     """
 
     asked: Asked

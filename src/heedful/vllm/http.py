@@ -86,7 +86,8 @@ class Heed:
             raise OptionError("heedful.trace is not told by vLLM; leave it out")
         rewrite = self._chat if path == CHAT else self._text
         is_rewritten = await rewrite(scope, data, asked)
-        if data.get("use_beam_search") and NAME in (data.get("vllm_xargs") or {}):
+        by_hand = data.get("vllm_xargs")
+        if data.get("use_beam_search") and isinstance(by_hand, dict) and NAME in by_hand:
             raise OptionError("use_beam_search cannot be combined with heeding: vLLM's beams are not steered")
         return json.dumps(data).encode() if is_rewritten or field is not None else body
 

@@ -132,8 +132,8 @@ class Heedful(LogitsProcessor, Other):
 
 
 UNSALTED = (
-    f"{NAME}: static steering stores steered keys, which no other request may read: give its prompt a cache_salt of its "
-    f"own and say {NAME}.salted, or start vLLM without prefix caching"
+    f"{NAME}: static steering stores steered keys, which no other request may read: give its prompt a cache_salt of "
+    f"its own and say {NAME}.salted, or start vLLM without prefix caching"
 )
 
 
