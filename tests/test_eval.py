@@ -380,7 +380,7 @@ def test_a_profile_is_not_tested_on_its_own_rows_silently(
 ) -> None:
     """Profiled on tagged rows of one file, run on an extract of another: told by what is asked."""
     monkeypatch.setattr("heedful.cli.options.load_quietly", lambda *_: lm)
-    monkeypatch.setattr(ifeval, "check", lambda: None)
+    monkeypatch.setattr("nltk.data.find", lambda name: name)  # whose sentences no checker here asks for
     kind = {"instruction_id_list": ["punctuation:no_comma"], "kwargs": [{}]}
     split = [{"key": at, "task": f"Name {at}.", "split_prompt": f"Name {at}. No commas.", **kind} for at in range(4)]
     rows = tmp_path / "rows.jsonl"
