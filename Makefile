@@ -42,7 +42,7 @@ bench-serve: model  ## a server under load, with faults; writes docs/results/ser
 
 bench-vllm: $(VLLM)/.installed  ## vLLM with the plug-in against vLLM without (BENCH_ARGS='--rounds 3' …)
 	OMP_NUM_THREADS=1 VLLM_CPU_KVCACHE_SPACE=1 VLLM_LOGGING_LEVEL=ERROR \
-	  $(VLLM)/bin/python -m heedful.bench.vllm $(BENCH_ARGS)
+	  $(VLLM)/bin/python -m heedful.bench.vllm $(if $(DATA),--data $(DATA)) $(BENCH_ARGS)
 
 pictures: model $(VENV)/.extras  ## the playground's pictures in docs/pictures; needs Chromium
 	OMP_NUM_THREADS=1 $(BIN)/python tools/playground/pictures.py

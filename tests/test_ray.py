@@ -53,6 +53,37 @@ def test_some_node_keeps_a_cpu(nodes: Sequence[float], replicas: int, cpus: floa
     assert cluster.leaves_room([{"CPU": total} for total in nodes], replicas, cpus) is room
 
 
+@pytest.mark.parametrize(
+    ("nodes", "replicas", "cpus", "held", "room"),
+    [
+        ([2], 1, 1.0, [(1, 1.0)], False),  # two pools, one after the other, take both CPUs
+        ([2], 1, 0.5, [(1, 0.5)], True),
+        ([2], 2, 0.5, [(1, 0.5)], False),
+        ([2], 1, 0.0, [(1, 1.0)], True),
+        ([4], 1, 1.0, [(1, 1.0)], True),
+        ([4], 2, 1.0, [(1, 0.25), (1, 0.5)], False),
+        ([2], 1, 1.0, [(3, 0.0)], True),  # these take nothing
+    ],
+)
+def test_pools_of_one_pipeline_leave_a_cpu_together(
+    nodes: Sequence[float], replicas: int, cpus: float, held: Sequence[tuple[int, float]], room: bool
+) -> None:
+    assert cluster.leaves_room([{"CPU": total} for total in nodes], replicas, cpus, held) is room
+
+
+def test_what_a_dataset_holds_is_freed_with_it() -> None:
+    import gc
+
+    from ray import cloudpickle
+
+    held = cluster.Held(1, 1.0)
+    assert held in cluster.HELD
+    assert cloudpickle.loads(cloudpickle.dumps(held)) == ()
+    del held
+    gc.collect()
+    assert not cluster.HELD
+
+
 def test_rows_as_json_would_have_them() -> None:
     numpy = pytest.importorskip("numpy")
     row = {"messages": [{"role": "user", "name": None}], "instructions": numpy.array([[0, 4]]), "n": 0}
@@ -199,6 +230,25 @@ def test_a_dataset_on_every_cpu(here: heedful.LM, two_nodes: str, folder: Path) 
         assert (found[at]["id"], found[at]["more"], found[at]["error"]) == (row["id"], row["more"], None)
         assert found[at]["stats"]["generated_tokens"] == 5
     assert "nothing in the prompt is marked" in found[6]["error"]
+
+
+@pytest.mark.slow
+def test_two_maps_of_one_pipeline(two_nodes: str, folder: Path) -> None:
+    """Each alone leaves a CPU; together they would take both, and the second would wait for the first for ever."""
+    options: Mapping[str, Any] = {"model": str(folder), "dtype": "float32", "max_new_tokens": 3}
+    dataset = ray.data.from_items([{**json.loads(good(3)), "at": at} for at in range(4)]).repartition(2)
+    first = heedful.ray.map(dataset, None, cpus=1, **options)
+    renamed = first.drop_columns(["stats", "error"]).rename_columns({"text": "before"})
+    del first
+    with pytest.raises(OptionError, match="beside those of datasets that are there already"):
+        heedful.ray.map(renamed, cpus=1, **options)
+    answered = heedful.ray.map(renamed, **options)
+    found: list[Any] = []
+    reader = threading.Thread(target=lambda: found.extend(answered.iter_rows()), daemon=True)
+    reader.start()
+    reader.join(timeout=HANGS)
+    assert not reader.is_alive()
+    assert [row["error"] for row in found] == [None] * 4
 
 
 def test_what_cannot_be_had_is_one_line(two_nodes: str) -> None:

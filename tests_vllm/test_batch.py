@@ -9,7 +9,7 @@ import pytest
 import heedful
 from heedful import batch, cli
 from heedful.batch import Source
-from heedful.errors import ContextLengthError, OptionError, SpanError
+from heedful.errors import ContextLengthError, ModelError, OptionError, SpanError
 from heedful.vllm.answerer import VllmAnswerer, answerer
 
 MARKED = "Name three fruits. <heed>Write your answer as a bullet list.</heed>"
@@ -60,6 +60,23 @@ def test_a_batch_is_that_of_the_transformers_engine(vllm: VllmAnswerer, tmp_path
     assert errors[:2] == [None, None]
     assert "marked" in errors[2]
     assert "vLLM holds" in errors[3]
+
+
+def test_answers_come_as_they_end(vllm: VllmAnswerer) -> None:
+    """So that a crash costs no more than what was under way; what is left is taken back when nobody wants it."""
+    jobs = [heedful.Job(MARKED, max_new_tokens=new) for new in (40, 2, 3)]
+    answers = vllm.results(jobs, num_slots=3)
+    at, answer = next(answers)
+    assert (at, answer.stats.generated_tokens) == (1, 2)
+    answers.close()
+    assert not vllm._llm.llm_engine.has_unfinished_requests()
+    assert [at for at, _ in vllm.results(jobs[1:], num_slots=3)] == [0, 1]
+
+
+def test_a_vllm_that_does_not_start_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "llama", "architectures": ["LlamaForCausalLM"]}')
+    with pytest.raises(ModelError, match=r"^vLLM does not start with [^\n]*$"):
+        answerer(Source(str(tmp_path), dtype="float32", engine="vllm"))
 
 
 def test_what_cannot_be_answered_is_said_before_the_batch_begins(vllm: VllmAnswerer) -> None:

@@ -9,7 +9,7 @@ import torch
 
 import heedful
 import tiny
-from heedful.vllm.host import HOST
+from heedful.vllm.decide import filtered
 from tiny import case, expected, generated, plainly
 
 
@@ -45,9 +45,10 @@ def test_48_requests_steered_and_plain_in_one_batch(llama: Pair, llm: Any) -> No
 
 
 def test_candidate_sets_share_one_forward(llm: Any) -> None:
-    before = HOST.num_forwards
+    host = tiny.host(llm)
+    before = host.num_forwards
     generated(llm, [case(seed, new=12) for seed in range(6)])
-    assert 2 <= HOST.num_forwards - before <= 1 + 12  # ranking once, then at most one a step for all six
+    assert 2 <= host.num_forwards - before <= 1 + 12  # ranking once, then at most one a step for all six
 
 
 @pytest.mark.parametrize(
@@ -78,6 +79,38 @@ def test_sampling_draws_what_the_core_draws(llama: Pair, llm: Any) -> None:
     assert generated(llm, [*cases, *plainly(cases)])[:4] == wanted
 
 
+def test_penalties_bind_raw_and_steered_tokens_alike(llama: Pair, llm: Any) -> None:
+    """vLLM applies them behind its logits processors, and by default where the model's generation config names them."""
+    kinds = ({"repetition": 1.3}, {"presence": 1.5}, {"frequency": 0.8, "repetition": 0.9, "presence": -0.5})
+    cases = [replace(case(seed), **kind) for seed, kind in enumerate(kinds * 3)]
+    cases += [replace(case(9, sampling=heedful.Sampling(temperature=0.9, seed=4)), repetition=1.2)]
+    wanted = expected(llama.model, cases)
+    assert sum(a != b for a, b in zip(wanted, expected(llama.model, plainly(cases)), strict=True)) > 5
+    bare = [replace(one, presence=0.0, frequency=0.0, repetition=1.0) for one in cases]
+    assert sum(a != b for a, b in zip(wanted, expected(llama.model, bare), strict=True)) > 5
+    assert generated(llm, [*cases, *bare])[: len(cases)] == wanted
+
+
+def test_min_p_keeps_the_likely_tokens(llama: Pair, llm: Any) -> None:
+    """At 1 it leaves the likeliest alone: greedy, however hot."""
+    cold = [case(seed) for seed in range(4)]
+    hot = [replace(one, sampling=heedful.Sampling(temperature=1.5, seed=5)) for one in cold]
+    for asked, wanted in ((cold, generated(llm, cold)), (plainly(cold), generated(llm, plainly(cold)))):
+        found = llm.generate(
+            [one.vllm_prompt for one in asked],
+            [replace(one, sampling=hot[0].sampling).params(min_p=1.0) for one in asked],
+            use_tqdm=False,
+        )
+        assert [list(output.outputs[0].token_ids) for output in found] == wanted
+
+
+@pytest.mark.parametrize("top_p", [0.9, 0.3, 0.9999])
+def test_a_nucleus_is_found_without_sorting(top_p: float) -> None:
+    sampling = heedful.Sampling(temperature=1.3, top_p=top_p, seed=0)
+    logits = torch.randn(5000, generator=torch.Generator().manual_seed(0)) * 3
+    assert torch.equal(filtered(sampling, logits), sampling.filter(logits))
+
+
 def test_weighted_spans_and_a_span_at_the_prompts_end(llama: Pair, llm: Any) -> None:
     one = replace(case(3), span=(30, 38, 39))
     assert generated(llm, [one]) == expected(llama.model, [one])
@@ -87,6 +120,30 @@ def test_nothing_stored_is_changed(llm: Any) -> None:
     """Directer with a strength of 1 is plain decoding, whatever it tried on the way."""
     cases = [case(seed, method=heedful.Directer(strength=1.0)) for seed in range(4)]
     assert generated(llm, cases) == generated(llm, plainly(cases))
+
+
+def test_two_engines_in_one_process(llama: Pair, llm: Any, tmp_path: Path) -> None:
+    """Each is steered through its own model, whichever was loaded last."""
+    other = tiny.build("llama", seed=1)
+    other.save_pretrained(tmp_path)
+    second = tiny.llm(tmp_path)
+    cases = [case(seed) for seed in range(3)]
+    for _ in range(2):
+        assert generated(llm, cases) == expected(llama.model, cases)
+        assert generated(second, cases) == expected(other, cases)
+
+
+# From here on each test has an engine of its own: as one goes, vLLM takes what all engines of a process share.
+
+
+def test_a_generation_config_with_a_penalty(llama: Pair, tmp_path: Path) -> None:
+    """Qwen 2.5's has one, and vLLM's server fills it in where a client names none."""
+    llama.model.save_pretrained(tmp_path)
+    (tmp_path / "generation_config.json").write_text('{"repetition_penalty": 1.3}')
+    llm = tiny.llm(tmp_path)
+    one = replace(case(0), repetition=llm.get_default_sampling_params().repetition_penalty)
+    assert one.repetition == 1.3
+    assert generated(llm, [one]) == expected(llama.model, [one])
 
 
 def test_chunked_prefill_and_prefix_caching_and_preemption(llama: Pair) -> None:
@@ -106,10 +163,6 @@ def test_chunked_prefill_and_prefix_caching_and_preemption(llama: Pair) -> None:
     cases += [replace(one, method=None) for one in cases[:2]]
     wanted = expected(llama.model, cases)
     assert generated(llm, cases) == wanted
-    static = case(0, method=heedful.KeyScaling())
-    params = static.params(ignore_eos=False, stop_token_ids=[7])
-    ended = llm.generate([static.vllm_prompt], [params], use_tqdm=False)[0]
-    assert list(ended.outputs[0].token_ids) == [7]  # steered keys must not come into a shared cache
     assert generated(llm, cases) == wanted  # now all of it is read from the cache
     metrics = {metric.name: metric for metric in llm.get_metrics()}
     assert metrics["vllm:num_preemptions"].value > 0
@@ -124,7 +177,7 @@ def test_sampling_and_static_steering_go_on_after_a_preemption(llama: Pair) -> N
     assert {metric.name: metric for metric in llm.get_metrics()}["vllm:num_preemptions"].value > 0
 
 
-@pytest.mark.parametrize("name", ["qwen2", "qwen3", "mistral", "mixtral", "qwen3_moe"])
+@pytest.mark.parametrize("name", ["qwen2", "qwen3", "mistral", "mixtral", "qwen3_moe", "phi3", "gemma"])
 def test_families(name: str, tmp_path: Path) -> None:
     pair = saved(name, tmp_path)
     cases = [case(seed) for seed in range(6)]

@@ -1,6 +1,9 @@
 """vLLM's own OpenAI server with the middleware and the default model: the official client needs a base URL only."""
 
+import asyncio
+import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -8,6 +11,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -16,7 +20,9 @@ import pytest
 
 import heedful
 from heedful import models
+from heedful.methods import parse_method
 from heedful.vllm import sampling_params, tokens_prompt
+from heedful.vllm.http import Heed
 
 PROMPT = "Tell me about the sea. <heed>Do not use any commas, and answer in capital letters.</heed>"
 OTHERS = [
@@ -24,6 +30,7 @@ OTHERS = [
     "<heed>Answer in one sentence.</heed> Why is the sky blue?",
 ]
 NEW = 24
+KEY = {"Authorization": "Bearer secret"}
 
 
 def free_port() -> int:
@@ -36,7 +43,7 @@ def free_port() -> int:
 def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     counted, port = tmp_path_factory.mktemp("counted"), free_port()
     log = (counted / "server.log").open("w")
-    environment = {**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(counted)}
+    environment = {**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(counted), "VLLM_API_KEY": "secret"}
     environment.pop("VLLM_ENABLE_V1_MULTIPROCESSING")
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
     command += ["--model", str(models.default_model_path(progress=False)), "--served-model-name", "smol"]
@@ -61,7 +68,7 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def client(url: str) -> openai.OpenAI:
-    return openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
+    return openai.OpenAI(base_url=f"{url}/v1", api_key="secret", max_retries=0)
 
 
 @pytest.fixture(scope="module")
@@ -121,6 +128,7 @@ def test_plain_text_is_steered_and_streamed(client: openai.OpenAI, lm: heedful.L
         (PROMPT, {"method": "nosuch"}, "unknown method"),
         (PROMPT, {"sense": 1}, "heedful.sense"),
         (PROMPT, {"trace": True}, "heedful.trace"),
+        (PROMPT, {"method": "directer:ranking=[1,99]"}, "heedful.method: layer 99 is not in the model"),
     ],
 )
 def test_bad_requests_are_400_and_the_server_lives_on(
@@ -131,15 +139,114 @@ def test_bad_requests_are_400_and_the_server_lives_on(
     assert ask(client, "Hello.", max_tokens=2)
 
 
-def test_other_paths_do_not_pass_tags_on(url: str) -> None:
-    answer = httpx.post(f"{url}/v1/responses", json={"model": "smol", "input": PROMPT})
+@pytest.mark.parametrize("path", ["/v1/responses", "/invocations", "/v1/messages", "/inference/v1/generate"])
+def test_other_paths_do_not_pass_tags_on(url: str, path: str) -> None:
+    body = {"model": "smol", "input": PROMPT, "messages": [{"role": "user", "content": PROMPT}]}
+    answer = httpx.post(f"{url}{path}", json=body, headers=KEY)
     assert (answer.status_code, "cannot be steered" in answer.text) == (400, True)
 
 
-def test_bad_positions_are_400(client: openai.OpenAI) -> None:
-    asked = '{"spans": [[2, 900]], "prompt_tokens": 30}'
-    with pytest.raises(openai.BadRequestError, match="lies outside the prompt"):
+def test_tags_can_be_tokenised(url: str) -> None:
+    assert httpx.post(f"{url}/tokenize", json={"model": "smol", "prompt": PROMPT}, headers=KEY).json()["count"] > 20
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        ({"use_beam_search": True}, "use_beam_search cannot be combined"),
+        ({"truncate_prompt_tokens": 12}, "heedful.prompt_tokens is"),
+        ({"messages": "<heed>x</heed>"}, "messages must be a list"),
+        ({"messages": []}, "messages must be a list"),
+        ({"messages": ["<heed>x</heed>"]}, "messages must be a list"),
+        ({"vllm_xargs": 3}, "vllm_xargs must be an object"),
+    ],
+)
+def test_what_would_be_lost_on_the_way_is_400(url: str, more: Any, says: str) -> None:
+    body = {"model": "smol", "messages": [{"role": "user", "content": PROMPT}], "max_tokens": 2, "heedful": {}, **more}
+    answer = httpx.post(f"{url}/v1/chat/completions", json=body, headers=KEY)
+    assert (answer.status_code, says in answer.text) == (400, True), answer.text
+
+
+def test_a_prompt_that_vllm_renders_otherwise_is_400(client: openai.OpenAI) -> None:
+    asked = '{"spans": [[2, 5]], "prompt_tokens": 32, "digest": 1}'
+    with pytest.raises(openai.BadRequestError, match="renders the prompt into other tokens"):
         ask(client, "Hello.", extra_body={"vllm_xargs": {"heedful": asked}})
+
+
+def test_bad_positions_are_400(client: openai.OpenAI) -> None:
+    for asked, says in (
+        ('{"spans": [[2, 900]], "prompt_tokens": 30}', "lies outside the prompt"),
+        ('{"spans": [[90000, 90010]], "prompt_tokens": 100000}', "heedful.prompt_tokens is 100000, but the prompt has"),
+    ):
+        with pytest.raises(openai.BadRequestError, match=says):
+            ask(client, "Hello.", extra_body={"vllm_xargs": {"heedful": asked}})
+    assert ask(client, "Hello.", max_tokens=2)
+
+
+def test_nobody_without_the_key_is_read(url: str) -> None:
+    body = {"model": "smol", "messages": "<heed>", "heedful": 3}
+    assert httpx.post(f"{url}/v1/chat/completions", json=body).status_code == 401
+
+
+def test_a_body_without_end_is_413() -> None:
+    """It is read no further than a prompt can be long."""
+    sent: list[Any] = []
+
+    async def endless() -> Any:
+        return {"type": "http.request", "body": b"x" * (1 << 20), "more_body": True}
+
+    async def keep(message: Any) -> None:
+        sent.append(message)
+
+    async def app(*_: Any) -> None:
+        raise AssertionError
+
+    state = SimpleNamespace(state=SimpleNamespace(args=SimpleNamespace(api_key=None)))
+    scope = {"type": "http", "method": "POST", "path": "/v1/completions", "headers": [], "app": state}
+    asyncio.run(Heed(app)(scope, endless, keep))
+    assert sent[0]["status"] == 413
+
+
+def test_static_steering_beside_vllms_prefix_caching(client: openai.OpenAI, lm: heedful.LM) -> None:
+    method = parse_method("static:strength=2")
+    wanted = lm.generate(PROMPT, method=method, max_new_tokens=NEW).text
+    plain = PROMPT.replace("<heed>", "").replace("</heed>", "")
+    assert wanted != ask(client, plain)
+    for _ in range(2):
+        assert ask(client, PROMPT, extra_body={"heedful": {"method": "static:strength=2"}}) == wanted
+        assert ask(client, plain) == lm.generate(PROMPT, method=None, max_new_tokens=NEW).text
+
+
+def test_stop_strings_and_logprobs(client: openai.OpenAI, lm: heedful.LM) -> None:
+    whole = lm.generate(PROMPT, max_new_tokens=NEW).text
+    stop = whole[len(whole) // 2 :][:4]
+    assert ask(client, PROMPT, stop=[stop]) == whole[: whole.index(stop)]
+    answer = client.chat.completions.create(
+        model="smol",
+        messages=[{"role": "user", "content": PROMPT}],
+        temperature=0.0,
+        max_tokens=NEW,
+        logprobs=True,
+        top_logprobs=2,
+    )
+    tokens = answer.choices[0].logprobs.content  # type: ignore[union-attr]
+    assert "".join(one.token for one in tokens or ()) == answer.choices[0].message.content == whole
+    first = [max(top.logprob for top in one.top_logprobs) for one in tokens or ()]
+    ours = [one.logprob for one in tokens or ()]
+    assert all(a <= b for a, b in zip(ours, first, strict=True))  # raw probabilities, steered choices
+    assert ours != first
+
+
+@pytest.mark.parametrize("backend", ["json", "regex"])
+def test_structured_outputs_bind_steered_tokens(client: openai.OpenAI, backend: str) -> None:
+    schema = {"type": "object", "properties": {"sea": {"type": "string", "maxLength": 5}}, "required": ["sea"]}
+    asked = {"json": {"json": schema}, "regex": {"regex": "[A-Z]{4,8}\\."}}[backend]
+    field = {"threshold": 0.0}  # every token is a steered one
+    text = ask(client, PROMPT, max_tokens=60, extra_body={"structured_outputs": asked, "heedful": field})
+    if backend == "regex":
+        assert re.fullmatch(r"[A-Z]{4,8}\.", text)
+    else:
+        assert isinstance(json.loads(text)["sea"], str)
 
 
 def test_metrics_show_what_was_decided(client: openai.OpenAI, url: str) -> None:

@@ -1,6 +1,7 @@
 """What cannot be steered is refused in one line that names the field, and the engine lives on."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,10 +13,10 @@ from vllm.exceptions import VLLMValidationError
 import heedful
 import tiny
 from heedful.errors import UnsupportedModelError
-from heedful.vllm import read, support
-from heedful.vllm.host import HOST
+from heedful.vllm import processor, read, support
+from heedful.vllm.decide import Decider, State
 from heedful.vllm.steered import SteeredPass
-from tiny import case, generated
+from tiny import case, generated, plainly
 
 GOOD: dict[str, Any] = {"spans": [[2, 5]], "prompt_tokens": 40}
 
@@ -68,33 +69,62 @@ def test_bad_arguments(llm: Any, asked: Any, says: str) -> None:
             llm.generate([one.vllm_prompt], [SamplingParams(extra_args={"heedful": given})], use_tqdm=False)
 
 
-@pytest.mark.parametrize(
-    "more",
-    [
-        {"presence_penalty": 1.0},
-        {"frequency_penalty": 1.0},
-        {"repetition_penalty": 1.1},
-        {"min_p": 0.1, "temperature": 1.0},
-    ],
-)
-def test_what_cannot_be_combined(llm: Any, more: Any) -> None:
-    with pytest.raises(VLLMValidationError, match=f"heedful: {next(iter(more))} cannot be combined"):
-        llm.generate([case(0).vllm_prompt], [case(0).params(**more)], use_tqdm=False)
+def refused(llm: Any, one: tiny.Case, says: str, **more: Any) -> None:
+    """The request is refused in one line, and the engine lives on."""
+    params = one.params()
+    params.extra_args["heedful"].update(more)
+    with pytest.raises(VLLMValidationError, match=says):
+        llm.generate([one.vllm_prompt], [params], use_tqdm=False)
+    assert generated(llm, [case(0, new=2)])
 
 
-def test_the_engine_lives_on_and_a_wrong_count_ends_its_request_alone(llm: Any) -> None:
-    good, wrong = case(0), case(1)
+def test_what_does_not_fit_the_prompt_or_the_model(llm: Any) -> None:
+    one = case(1)
+    refused(llm, one, "heedful.prompt_tokens is 39, but the prompt has 40 tokens", prompt_tokens=39)
+    refused(llm, one, "prompt_tokens is 100000", spans=[[90000, 90010]], prompt_tokens=100000)
+    refused(llm, one, "heedful.digest: vLLM renders the prompt into other tokens", digest=7)
+    refused(llm, one, "heedful.digest must be", digest=-7)
+    refused(llm, one, "heedful.salted must be", salted="yes")
+    refused(llm, case(0, method=heedful.Directer(ranking=(0, 1, 99))), "heedful.method: layer 99 is not in the model")
+    refused(llm, case(0, method=heedful.KeyScaling(layers=(7,))), "heedful.method: layer 7 is not in the model")
+
+
+def test_what_the_worker_finds_ends_its_request_alone(llm: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where no caller's variables tell, spans far outside the prompt end the request before they index anything."""
+    monkeypatch.setattr(processor, "_asking", lambda: (llm.llm_engine.vllm_config, None))
+    good, wrong = case(0, method=None), case(1)
     params = wrong.params(ignore_eos=False, stop_token_ids=[7])
-    params.extra_args["heedful"]["prompt_tokens"] = 39
+    params.extra_args["heedful"].update(spans=[[90000, 90010]], prompt_tokens=100000)
     outputs = llm.generate([good.vllm_prompt, wrong.vllm_prompt], [good.params(), params], use_tqdm=False)
+    monkeypatch.undo()
     assert list(outputs[0].outputs[0].token_ids) == generated(llm, [good])[0]
     assert list(outputs[1].outputs[0].token_ids) == [7]
 
 
-def test_a_layer_that_the_model_lacks_ends_its_request(llm: Any) -> None:
-    one = case(0, method=heedful.Directer(ranking=(0, 1, 99)))
-    outputs = llm.generate([one.vllm_prompt], [one.params(ignore_eos=False, stop_token_ids=[7])], use_tqdm=False)
-    assert list(outputs[0].outputs[0].token_ids) == [7]
+def test_an_unknown_caller_is_refused(llm: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processor, "_asking", lambda: (None, None))
+    with pytest.raises(VLLMValidationError, match="in a way that Heedful does not know"):
+        generated(llm, [case(0)])
+    assert generated(llm, plainly([case(0)]))
+
+
+def test_a_pass_that_was_not_seen_is_no_raw_token(llm: Any) -> None:
+    host = tiny.host(llm)
+    host._raw = None
+    state = State(read({"heedful": GOOD}), range(40), (), heedful.Sampling(), {}, is_masked=False, ends=())
+    with pytest.raises(RuntimeError, match="not told of vLLM's forward pass"):
+        Decider(host, {0: state}, counts=False).decide(torch.zeros(1, 128))
+
+
+def test_a_negative_seed_is_a_seed(llm: Any) -> None:
+    one = case(0, new=12)
+    answers = [
+        llm.generate([one.vllm_prompt], [one.params(temperature=1.0, seed=seed)], use_tqdm=False)[0]
+        .outputs[0]
+        .token_ids
+        for seed in (-5, -5, 5)
+    ]
+    assert answers[0] == answers[1] != answers[2]
 
 
 def test_none_asks_for_nothing() -> None:
@@ -126,7 +156,7 @@ def config(**more: Any) -> Any:
     parallel = {"pipeline_parallel_size": 1, "data_parallel_size": 1, "enable_expert_parallel": False}
     parallel |= {key: more.pop(key) for key in list(more) if key in parallel}
     fields = {
-        "model_config": SimpleNamespace(use_mla=more.pop("use_mla", False)),
+        "model_config": SimpleNamespace(use_mla=more.pop("use_mla", False), architectures=["LlamaForCausalLM"]),
         "parallel_config": SimpleNamespace(**parallel),
         "cache_config": SimpleNamespace(cache_dtype=more.pop("cache_dtype", "auto")),
         "speculative_config": None,
@@ -161,12 +191,25 @@ def test_configurations(more: Any, says: str) -> None:
         support.refuse_config(config(**more))
 
 
-def test_a_sliding_window_is_refused_at_start(tmp_path: Path) -> None:
-    model = tiny.build("mistral")
-    model.config.sliding_window = 16
-    model.save_pretrained(tmp_path)
-    with pytest.raises(UnsupportedModelError, match="sliding window"):
-        tiny.llm(tmp_path)
+def test_an_unknown_vllm_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    import vllm
+
+    from heedful.vllm import registration
+
+    monkeypatch.setattr(vllm, "__version__", "0.99.0")
+    monkeypatch.setattr(vllm, "ModelRegistry", None)  # nothing is registered
+    registration.register()
+    assert "untested" in support.why_not(config())
+
+
+def test_the_other_model_runner_takes_the_plug_in_and_steers_nothing(llm: Any) -> None:
+    from vllm.v1.worker.gpu.sample.logits_processor.loader import build_custom_logits_processors_params_validator
+
+    build_custom_logits_processors_params_validator(())(case(0, method=None).params())
+    other = processor.Heedful(llm.llm_engine.vllm_config, object())
+    logits = torch.zeros(1, 128)
+    assert other.add_request(0, case(0, method=None).params()) is False
+    assert other.apply(logits, object()) is logits
 
 
 def test_switched_off_vllm_is_vllm(path: Path, monkeypatch: pytest.MonkeyPatch, llm: Any) -> None:
@@ -175,15 +218,17 @@ def test_switched_off_vllm_is_vllm(path: Path, monkeypatch: pytest.MonkeyPatch, 
         generated(llm, [case(0)])
 
 
-@pytest.mark.parametrize("fault", ["skipped", "kept", "half"])
+@pytest.mark.parametrize("fault", ["skipped", "kept", "half", "raw"])
 def test_the_self_check_sees_hooks_that_do_not_steer(llm: Any, monkeypatch: pytest.MonkeyPatch, fault: str) -> None:
     from heedful.vllm import selfcheck, steered
 
-    selfcheck.check(HOST)
+    selfcheck.check(tiny.host(llm))
     if fault == "skipped":
         monkeypatch.setattr(SteeredPass, "_changes", lambda self, index, candidate, previous: False)
     elif fault == "kept":
         monkeypatch.setattr(steered._Stored, "put_back", lambda self, key, value: None)
+    elif fault == "raw":
+        monkeypatch.setattr(Decider, "decide", lambda self, logits: logits)
     else:
         monkeypatch.setattr(selfcheck, "STRENGTH", 50.0)
         whole = SteeredPass.__post_init__
@@ -194,7 +239,7 @@ def test_the_self_check_sees_hooks_that_do_not_steer(llm: Any, monkeypatch: pyte
 
         monkeypatch.setattr(SteeredPass, "__post_init__", halved)
     with pytest.raises(UnsupportedModelError, match="self-check failed"):
-        selfcheck.check(HOST)
+        selfcheck.check(tiny.host(llm))
 
 
 def test_metrics_count_what_is_decided(llm: Any) -> None:
@@ -211,3 +256,54 @@ def test_metrics_count_what_is_decided(llm: Any) -> None:
     assert skipped + accepted + rejected == 60
     assert min(skipped, accepted, rejected, changed) > 0
     assert forwards <= 21
+
+
+# From here on each test has an engine of its own: as one goes, vLLM takes what all engines of a process share.
+
+
+def test_static_steering_beside_prefix_caching(path: Path) -> None:
+    """Its keys are stored, so its prompt needs a salt: refused without, and with it nobody else reads them."""
+    llm = tiny.llm(path, enable_prefix_caching=True, block_size=32)
+    other = tiny.llm(path)
+    static = case(0, 90, method=heedful.KeyScaling(3.0), new=40)
+    plain = plainly([static])
+    before = generated(llm, plain)
+    refused(llm, static, "heedful: static steering stores steered keys.*cache_salt")
+    refused(llm, static, "static steering stores steered keys", salted=True)
+    params = static.params()
+    params.extra_args["heedful"]["salted"] = True
+    salted = llm.generate([{**static.vllm_prompt, "cache_salt": "mine"}], [params], use_tqdm=False)
+    assert list(salted[0].outputs[0].token_ids) == generated(other, [static])[0] != before[0]
+    assert generated(llm, plain) == before
+    again = replace(static, prompt=(*static.prompt, *salted[0].outputs[0].token_ids), method=None)
+    assert generated(llm, [again]) == generated(other, [again])
+
+
+def test_what_cannot_be_steered_runs_plain(tmp_path: Path) -> None:
+    """vLLM starts and answers; only a request to be steered is refused."""
+    model = tiny.build("mistral")
+    model.config.sliding_window = 16
+    model.save_pretrained(tmp_path / "mistral")
+    llm = tiny.llm(tmp_path / "mistral")
+    assert len(generated(llm, plainly([case(0)]))[0]) == 24
+    assert "sliding window" in tiny.host(llm).refused
+    outputs = llm.generate(
+        [case(0).vllm_prompt], [case(0).params(ignore_eos=False, stop_token_ids=[7])], use_tqdm=False
+    )
+    assert list(outputs[0].outputs[0].token_ids) == [7]
+    llama = tmp_path / "llama"
+    tiny.build("llama").save_pretrained(llama)
+    (llama / "config.json").write_text(
+        (llama / "config.json").read_text().replace("LlamaForCausalLM", "InternLM3ForCausalLM")
+    )
+    llm = tiny.llm(llama)
+    assert len(generated(llm, plainly([case(0)]))[0]) == 24
+    with pytest.raises(VLLMValidationError, match=r"heedful: .*InternLM3ForCausalLM is not supported"):
+        generated(llm, [case(0)])
+
+
+def test_a_failed_self_check_leaves_vllm_alone(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(SteeredPass, "_changes", lambda self, index, candidate, previous: False)
+    llm = tiny.llm(path)
+    assert len(generated(llm, plainly([case(0)]))[0]) == 24
+    assert "self-check failed" in tiny.host(llm).refused

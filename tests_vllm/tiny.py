@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, GemmaConfig
 
 import families
 import heedful
@@ -17,14 +18,18 @@ from heedful.engine import Engine
 from heedful.recipe import Method
 from heedful.spans import TokenSpan
 from heedful.vllm.arguments import NAME, spelled
+from heedful.vllm.host import Host, host_of
 from helpers import new_tokens, run
 
 SIZE = {"hidden_size": 128, "head_dim": 32, "max_position_embeddings": 512, "vocab_size": 128}
 
+# What `tests/families.py` lacks; embeddings are narrower, because the model multiplies them.
+GEMMA = {**families.COMMON, "head_dim": 32}
+
 
 def build(name: str, seed: int = 0) -> Any:
     """The family of `tests/families.py`, with heads of 32."""
-    config = families.CONFIGS[name]()
+    config = GemmaConfig(**GEMMA) if name == "gemma" else families.CONFIGS[name]()
     for key, value in SIZE.items():
         setattr(config, key, value)
     if getattr(config, "sliding_window", None) and name == "mistral":
@@ -33,7 +38,7 @@ def build(name: str, seed: int = 0) -> Any:
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
         for path, parameter in model.named_parameters():
-            families.redraw(path, parameter, families.EMBEDDING_STD.get(name, 1.0))
+            families.redraw(path, parameter, families.EMBEDDING_STD.get(name, 0.125 if name == "gemma" else 1.0))
     return model.eval()
 
 
@@ -46,6 +51,18 @@ class Case:
     span: tuple[int, ...] = ()
     new: int = 24
     sampling: heedful.Sampling = heedful.Sampling()
+    presence: float = 0.0
+    frequency: float = 0.0
+    repetition: float = 1.0
+
+    def process(self, token_ids: Sequence[int], logits: torch.Tensor) -> torch.Tensor:
+        """Penalties by their definitions, for the core."""
+        logits = logits.clone()
+        for token in set(token_ids):
+            logits[token] *= 1 / self.repetition if logits[token] > 0 else self.repetition
+        for token, count in Counter(token_ids[len(self.prompt) :]).items():
+            logits[token] -= self.frequency * count + self.presence
+        return logits
 
     def params(self, **more: Any) -> Any:
         """vLLM's parameters for it."""
@@ -61,6 +78,9 @@ class Case:
             "top_p": self.sampling.top_p,
             "seed": self.sampling.seed,
             "ignore_eos": True,
+            "presence_penalty": self.presence,
+            "frequency_penalty": self.frequency,
+            "repetition_penalty": self.repetition,
         }
         return SamplingParams(max_tokens=self.new, extra_args=extra, **{**named, **more})
 
@@ -87,7 +107,9 @@ def expected(model: Any, cases: Sequence[Case]) -> list[list[int]]:
         weights = (1.0,) * len(span)
         if recipe is not None:
             span, weights = recipe.span(span, weights, len(one.prompt))
-        requests.append(Request(one.prompt, one.new, recipe, span, weights, one.sampling))
+        is_penal = (one.presence, one.frequency, one.repetition) != (0.0, 0.0, 1.0)
+        process = one.process if is_penal else None
+        requests.append(Request(one.prompt, one.new, recipe, span, weights, one.sampling, process=process))
     return [new_tokens(answer) for answer in run(Engine(model), requests)]
 
 
@@ -104,3 +126,10 @@ def llm(path: Path, **more: Any) -> Any:
     options = {"dtype": "float32", "enforce_eager": True, "max_model_len": 512, "enable_prefix_caching": False}
     options["disable_log_stats"] = False
     return LLM(str(path), skip_tokenizer_init=True, **{**options, **more})
+
+
+def host(llm: Any) -> Host:
+    """What the plug-in keeps of an engine that runs in this process."""
+    found = host_of(llm.llm_engine.vllm_config)
+    assert found is not None
+    return found

@@ -67,7 +67,7 @@ BATCHES = (1, 32, 128)
 CONTEXT = 2048
 
 
-def terms(model: Model, num_machines: int, slots: int, rows: float, kv_reads: float, machine: Machine = H200) -> dict:
+def terms(model: Model, num_machines: int, slots: float, rows: float, kv_reads: float, machine: Machine = H200) -> dict:
     """Seconds of one forward by what they are spent on: weights and cache read, and arithmetic."""
     attention = 4 * model.num_layers * model.num_heads * model.head_dim * CONTEXT
     return {
@@ -95,6 +95,18 @@ def ratio(model: Model, num_machines: int, slots: int, rate: float, *, is_shared
     return found, "arithmetic" if is_bound else max(("weights", "cache"), key=steered.__getitem__)
 
 
+def plugin(model: Model, num_machines: int, slots: int, rate: float) -> float:
+    """Steered throughput ÷ plain of the vLLM plug-in: where any gate is open, one more forward of the candidate rows.
+
+    Each candidate set reads the caches of the gated answers for itself.
+    """
+    plain = seconds(terms(model, num_machines, slots, slots, 1))
+    share = 1 - (1 - rate) ** slots  # of steps that have a second forward
+    gated = slots * rate / share
+    second = seconds(terms(model, num_machines, gated, gated * model.num_sets, model.num_sets))
+    return plain / (plain + share * second)
+
+
 def sizes() -> list[str]:
     """What fits, and what a gated step adds."""
     lines = [
@@ -113,7 +125,7 @@ def sizes() -> list[str]:
 
 
 def throughput() -> list[str]:
-    """Tokens a second without steering, and the ratio with it; both ways of reading the cache."""
+    """Tokens a second without steering, and the ratio with it: both ways of reading the cache, and the plug-in."""
     lines = [
         "| model, machines | answers at a time | plain, tokens/s | "
         + " | ".join(f"{rate:.0%}" for rate in RATES)
@@ -124,7 +136,8 @@ def throughput() -> list[str]:
         for slots in BATCHES:
             plain = slots / seconds(terms(model, count, slots, slots, 1))
             both = [[ratio(model, count, slots, rate, is_shared=way) for way in (True, False)] for rate in RATES]
-            cells = [f"{shared[0]:.2f} / {apart[0]:.2f}" for shared, apart in both]
+            ours = [plugin(model, count, slots, rate) for rate in RATES]
+            cells = [f"{one[0][0]:.2f} / {one[1][0]:.2f} / {more:.2f}" for one, more in zip(both, ours, strict=True)]
             why = [" / ".join(dict.fromkeys(one[1] for one in both[RATES.index(rate)])) for rate in (0.12, 1.0)]
             lines.append(
                 f"| {model.name}, {count} × {H200.name} | {slots} | {plain:,.0f} | {' | '.join(cells)} | "

@@ -16,12 +16,20 @@ import sys
 import time
 from typing import Any
 
-from heedful.bench.overhead import machine, prompts
+from heedful.bench.overhead import INSTRUCTION, TASKS, machine, prompts
 from heedful.directer import Directer
+from heedful.errors import OptionError
 from heedful.models import default_model_path
+from heedful.prompt import Instructions, Messages
 
 MARK = "heedful-bench:"  # before each answer of a worker: vLLM writes to the same stream
 COUNTED = ("skipped", "accepted", "rejected")
+INSTRUCTIONS = (
+    INSTRUCTION,
+    "Answer in capital letters only. End with the words: That is all.",
+    "Write exactly three paragraphs, separated by ***. Mention the word 'garden' twice.",
+    "Use no word of more than eight letters. Give your answer a title in double angular brackets.",
+)
 
 
 class Worker:
@@ -63,26 +71,39 @@ def work(options: dict[str, Any]) -> None:
     )
     for line in sys.stdin:
         asked = json.loads(line)
+        asked["prompts"] = distinct(options["data"], asked.pop("count"))
         print(MARK + json.dumps(_ratios(llm, asked) if asked["kind"] == "ratios" else _timed(llm, asked)), flush=True)
 
 
-def _requests(llm: Any, count: int, tokens: int, threshold: float | None, **more: Any) -> tuple[list[Any], list[Any]]:
+def distinct(path: str | None, count: int) -> list[tuple[Messages, Instructions]]:
+    """The first `count` prompts of a data file, or as many built-in ones: copies would gate in lockstep."""
+    found: list[tuple[Messages, Instructions]] = [
+        (f"{task}\n\n<heed>{instruction}</heed>", None) for instruction in INSTRUCTIONS for task in TASKS
+    ]
+    found = found[:count] if path is None else prompts(path, count)
+    if len({str(one) for one in found}) < count:
+        raise OptionError(f"there are fewer than {count} distinct prompts; name more with --data, or ask for fewer")
+    return found
+
+
+def _requests(
+    llm: Any, listed: list[tuple[Messages, Instructions]], tokens: int, threshold: float | None, **more: Any
+) -> tuple[list[Any], list[Any]]:
     """Prompts and parameters; `threshold` None: plain."""
     from heedful.vllm import sampling_params, tokens_prompt
 
     tokenizer = llm.get_tokenizer()
     method = None if threshold is None else Directer(threshold=threshold)
     options = {"temperature": 0.0, "max_tokens": tokens, "ignore_eos": True, **more}
-    listed = prompts(None, count)
     return (
         [tokens_prompt(tokenizer, *one) for one in listed],
-        [sampling_params(tokenizer, one[0], method=method, **options) for one in listed],
+        [sampling_params(tokenizer, one[0], instructions=one[1], method=method, **options) for one in listed],
     )
 
 
 def _timed(llm: Any, asked: dict[str, Any]) -> dict[str, float]:
     """Seconds of one batch, and the share of its steps at which the gate was open."""
-    requests = _requests(llm, asked["count"], asked["tokens"], asked["threshold"])
+    requests = _requests(llm, asked["prompts"], asked["tokens"], asked["threshold"])
     before = _counted()
     begun, begun_cpu = time.perf_counter(), time.process_time()
     llm.generate(*requests, use_tqdm=False)
@@ -101,7 +122,7 @@ def _ratios(llm: Any, asked: dict[str, Any]) -> list[float]:
     """`p_second / p_top` of every step of a plain batch: the gate opens where it is at least β."""
     from math import exp
 
-    outputs = llm.generate(*_requests(llm, asked["count"], asked["tokens"], None, logprobs=2), use_tqdm=False)
+    outputs = llm.generate(*_requests(llm, asked["prompts"], asked["tokens"], None, logprobs=2), use_tqdm=False)
     found = []
     for output in outputs:
         for step in output.outputs[0].logprobs:
@@ -114,9 +135,14 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     """All rounds, and what they come to."""
     stock, plugin = Worker(options, "off"), Worker(options, "on")
     try:
-        ratios = sorted(plugin.ask(kind="ratios", count=8, tokens=options.tokens))
+        ratios = sorted(plugin.ask(kind="ratios", count=max(options.counts), tokens=options.tokens))
         threshold = ratios[int(len(ratios) * (1 - options.rate))]
-        figures: dict[str, Any] = {"machine": machine(options.threads, options.dtype, "cpu"), "threshold": threshold}
+        figures: dict[str, Any] = {
+            "machine": machine(options.threads, options.dtype, "cpu"),
+            "data": options.data,
+            "prompts": "distinct",
+            "threshold": threshold,
+        }
         for count in options.counts:
             rounds: list[list[dict[str, float]]] = []
             for number in range(options.rounds + 1):  # the first is for warming up
@@ -151,6 +177,7 @@ def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description="What the vLLM plug-in costs")
     parser.add_argument("--model", help="a folder or hub id; default: the built-in model")
+    parser.add_argument("--data", help="a file of prompts that mark instructions; default: built-in ones")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--tokens", type=int, default=48)
     parser.add_argument("--rounds", type=int, default=5)

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import floor
+from weakref import WeakSet
 
 from heedful.checks import finite, whole
 from heedful.errors import OptionError
@@ -23,6 +24,26 @@ class Place:
 
     cpus: float
     gpus: float
+
+
+@dataclass(frozen=True, eq=False)
+class Held:
+    """CPUs of a dataset's replicas, which may run beside those of any later one: counted for as long as it is kept.
+
+    It goes into the dataset as an argument of its workers, so that it lives as long as any dataset made from that one.
+    """
+
+    replicas: int
+    cpus: float
+
+    def __post_init__(self) -> None:
+        HELD.add(self)
+
+    def __reduce__(self) -> tuple[type, tuple[()]]:
+        return tuple, ()  # a worker holds nothing
+
+
+HELD: WeakSet[Held] = WeakSet()
 
 
 @contextmanager
@@ -82,6 +103,7 @@ def place(replicas: int, device: str, cpus: float | None = None) -> Place:
         raise OptionError(f"with Ray the device is cpu or cuda, and Ray chooses which one; got {device!r}")
     gpus = 1.0 if device == "cuda" else 0.0
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    free = nodes if cpus is not None else _free(nodes)
     shares = SHARES if cpus is None else (finite("cpus", cpus),)
     fitting = [share for share in shares if _room_for(nodes, share, gpus) >= replicas]
     if not fitting:
@@ -89,13 +111,24 @@ def place(replicas: int, device: str, cpus: float | None = None) -> Place:
         raise OptionError(
             f"the cluster has room for {room} replicas of {shares[-1]:g} CPUs and {gpus:g} GPUs each, not {replicas}"
         )
+    held = [(one.replicas, one.cpus) for one in HELD]
     for share in fitting:
-        if leaves_room(nodes, replicas, share):
+        if leaves_room(free, replicas, share, held):
             return Place(share, gpus)
+    beside = ", beside those of datasets that are there already," if held else ""
     raise OptionError(
-        f"{replicas} replicas of {fitting[-1]:g} CPUs each can take every CPU of the cluster, and Ray Data would wait "
-        "for one for ever: choose fewer replicas, or fewer CPUs for each"
+        f"{replicas} replicas of {fitting[-1]:g} CPUs each{beside} can take every CPU of the cluster, and Ray Data "
+        "would wait for one for ever: choose fewer replicas, or fewer CPUs for each"
     )
+
+
+def _free(nodes: Sequence[Mapping[str, float]]) -> Sequence[Mapping[str, float]]:
+    """What others have left of each node at the moment; the nodes as they are where Ray does not tell."""
+    try:
+        from ray._private.state import available_resources_per_node  # there is no public way
+    except ImportError:
+        return nodes
+    return list(available_resources_per_node().values())
 
 
 def _room_for(nodes: Sequence[Mapping[str, float]], cpus: float, gpus: float) -> int:
@@ -106,19 +139,24 @@ def _room_for(nodes: Sequence[Mapping[str, float]], cpus: float, gpus: float) ->
     )
 
 
-def leaves_room(nodes: Sequence[Mapping[str, float]], replicas: int, cpus: float) -> bool:
+def leaves_room(
+    nodes: Sequence[Mapping[str, float]], replicas: int, cpus: float, held: Sequence[tuple[int, float]] = ()
+) -> bool:
     """Whether some node keeps a whole CPU free, however badly the replicas are placed.
 
-    Ray Data reads, splits and writes in tasks of one CPU, which must fit on one node.
+    Ray Data reads, splits and writes in tasks of one CPU, which must fit on one node. `held`: replicas of other pools
+    and the CPUs of each, as if all were as large as the largest.
     """
-    if not cpus:
+    pools = [(count, share) for count, share in (*held, (replicas, cpus)) if share]
+    if not cpus or not pools:
         return True
+    most, count = max(share for _, share in pools), sum(count for count, _ in pools)
     needed = 0  # replicas that it takes to leave no node a CPU
     for total in (node.get("CPU", 0.0) for node in nodes):
         if total < 1:
             continue
-        filling = floor((total - 1) / cpus) + 1
-        if filling * cpus > total:
+        filling = floor((total - 1) / most) + 1
+        if len(pools) == 1 and filling * most > total:
             return True
         needed += filling
-    return replicas < needed
+    return count < needed

@@ -12,7 +12,7 @@ from heedful.directer import Directer
 from heedful.errors import DataError, OptionError
 from heedful.methods import parse_method
 from heedful.prompt import Instructions
-from heedful.ray.cluster import place
+from heedful.ray.cluster import Held, place
 from heedful.ray.pool import BATCHES, mapped
 from heedful.recipe import Method
 from heedful.sampling import Sampling
@@ -51,14 +51,15 @@ def map(
         raise OptionError("a dataset's rows have no order to draw seeds by: leave the seed out, or use heedful batch")
     chosen = parse_method(method) if isinstance(method, str) else method
     asked = Asked({NAME: chosen}, max_new_tokens, sampling, tuple(stop), instructions)
-    arguments = (Source(model, device, dtype, engine), asked, batch)
-    return mapped(dataset, Rows, arguments, BATCHES * batch, replicas, place(replicas, device, cpus))
+    where = place(replicas, device, cpus)
+    arguments = (Source(model, device, dtype, engine), asked, batch, Held(replicas, where.cpus))
+    return mapped(dataset, Rows, arguments, BATCHES * batch, replicas, where)
 
 
 class Rows:
     """One replica: a table of rows in, the same table with the answers out."""
 
-    def __init__(self, source: Source, asked: Asked, batch: int) -> None:
+    def __init__(self, source: Source, asked: Asked, batch: int, _: object = None) -> None:
         self._model: Answerer = source.open()
         self._asked, self._batch = asked, batch
         for method in asked.methods.values():

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from heedful.batch import Source
+from heedful.batch import Source, reason
 from heedful.detection import Detection
-from heedful.errors import ContextLengthError, OptionError
+from heedful.errors import ContextLengthError, ModelError, OptionError
 from heedful.generate import Job
 from heedful.models import resolve
 from heedful.prompt import EncodedPrompt, encode, is_auto
@@ -48,14 +48,17 @@ class VllmAnswerer:
     """A model in vLLM, in this process; see `heedful.batch.Answerer`."""
 
     def __init__(self, source: Source) -> None:
-        """Raises `OptionError` for a device, which is vLLM's to choose."""
+        """Raises `OptionError` for a device, which is vLLM's to choose, `ModelError` where vLLM does not start."""
         if source.device != "cpu":
             raise OptionError(f"vLLM chooses its device by itself; leave --device {source.device} out")
         from vllm import LLM
 
         path = str(resolve(source.model))
         # Static steering stores steered keys, which no other request may read.
-        self._llm = LLM(path, dtype=source.dtype, enable_prefix_caching=False)
+        try:
+            self._llm = LLM(path, dtype=source.dtype, enable_prefix_caching=False)
+        except Exception as error:  # vLLM raises anything, and says more above
+            raise ModelError(f"vLLM does not start with {path}: {reason(error)}") from error
         self._tokenizer = self._llm.get_tokenizer()
         config = self._llm.llm_engine.vllm_config.model_config
         self._context_length = int(config.max_model_len)
@@ -78,15 +81,26 @@ class VllmAnswerer:
         return job
 
     def results(self, jobs: Sequence[Job], *, num_slots: int) -> Iterator[tuple[int, Any]]:
-        """Each job's index and answer, all behind the last one's end; vLLM chooses by itself how many run at a time."""
+        """Each job's index and answer as it comes; vLLM chooses by itself how many run at a time."""
         encoded = [self._encoded(job) for job in jobs]
         params = [self._params(*pair) for pair in zip(jobs, encoded, strict=True)]
         prompts = [{"prompt_token_ids": list(one.token_ids)} for one in encoded]
-        outputs = self._llm.generate(prompts, params, use_tqdm=False) if jobs else []
-        for at, output in enumerate(outputs):
-            answer = output.outputs[0]
-            counts = Counts(len(encoded[at].token_ids), len(answer.token_ids))
-            yield at, Answered(answer.text, _reason(answer), counts, encoded[at].detection)
+        asked = self._llm.enqueue(prompts, params, use_tqdm=False) if jobs else []
+        places = {_number(request): at for at, request in enumerate(asked)}
+        try:
+            while places:
+                for output in self._llm.llm_engine.step():
+                    if output.finished:
+                        at = places.pop(_number(output.request_id))
+                        yield at, self._answered(output, encoded[at])
+        finally:
+            if places:  # whoever asked has gone: the next batch must not get these
+                self._llm.llm_engine.abort_request([each for each in asked if _number(each) in places], internal=True)
+
+    def _answered(self, output: Any, encoded: EncodedPrompt) -> Answered:
+        answer = output.outputs[0]
+        counts = Counts(len(encoded.token_ids), len(answer.token_ids))
+        return Answered(answer.text, _reason(answer), counts, encoded.detection)
 
     def _encoded(self, job: Job) -> EncodedPrompt:
         return encode(self._tokenizer, job.prompt, job.instructions, raw=job.raw)
@@ -123,6 +137,11 @@ def _fingerprint(path: Path) -> str:
         with file.open("rb") as opened:
             digest.update(file.name.encode() + opened.read(HEAD))
     return digest.hexdigest()[:12]
+
+
+def _number(request: str) -> str:
+    """A request's own part of its id, to which the engine adds for its own use."""
+    return request.partition("-")[0]
 
 
 def _reason(answer: Any) -> str:

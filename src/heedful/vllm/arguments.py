@@ -7,7 +7,8 @@ through there.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import zlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,17 +20,44 @@ from heedful.spans import TokenSpan
 
 NAME = "heedful"
 MAX_TOKENS = 1 << 20  # of a prompt: what is asked must not fill memory before vLLM has seen the prompt
-FIELDS = ("spans", "prompt_tokens", "method", "strength", "threshold")
+FIELDS = ("spans", "prompt_tokens", "digest", "salted", "method", "strength", "threshold")
 
 
 @dataclass(frozen=True)
 class Asked:
-    """How one request is steered: which tokens of a prompt of `prompt_tokens`, and by which method."""
+    """How one request is steered: which tokens of a prompt of `prompt_tokens`, and by which method.
+
+    `digest`: of the prompt's tokens, where the sender has counted in them. `is_salted`: whether the sender says that
+    the prompt has a `cache_salt` of its own, so that no other request reads what is stored for this one.
+    """
 
     span: TokenSpan
     prompt_tokens: int
     method: Method
     recipe: Recipe
+    digest: int | None = None
+    is_salted: bool = False
+
+    @property
+    def is_stored(self) -> bool:
+        """Whether steered keys stay in the cache: static steering's do."""
+        return self.recipe.gate is None
+
+    def misfit(self, prompt: Sequence[int]) -> str:
+        """Why the spans do not fit the prompt that vLLM has read; empty where they do."""
+        if self.prompt_tokens != len(prompt):
+            return f"{NAME}.prompt_tokens is {self.prompt_tokens}, but the prompt has {len(prompt)} tokens"
+        if self.digest is not None and self.digest != digest(prompt):
+            return (
+                f"{NAME}.digest: vLLM renders the prompt into other tokens than were counted, so what is marked cannot "
+                "be located; send text parts, tools and template options only as the chat template takes them"
+            )
+        return ""
+
+
+def digest(token_ids: Sequence[int]) -> int:
+    """A number that tells one prompt from another."""
+    return zlib.crc32(",".join(map(str, token_ids)).encode())
 
 
 def spelled(span: TokenSpan, prompt_tokens: int, method: Method) -> dict[str, Any]:
@@ -87,7 +115,13 @@ def read(extra_args: Mapping[str, Any] | None) -> Asked | None:
     tokens = whole(f"{NAME}.prompt_tokens", given["prompt_tokens"], low=1, high=MAX_TOKENS)
     recipe = _steerable(method)
     span = _span(given.get("spans"), tokens)
-    return Asked(TokenSpan(*recipe.span(span.positions, span.weights, tokens)), tokens, method, recipe)
+    seen, is_salted = given.get("digest"), given.get("salted", False)
+    if seen is not None:
+        whole(f"{NAME}.digest", seen, low=0)
+    if not isinstance(is_salted, bool):
+        raise OptionError(f"{NAME}.salted must be true or false; got {is_salted!r:.80}")
+    span = TokenSpan(*recipe.span(span.positions, span.weights, tokens))
+    return Asked(span, tokens, method, recipe, seen, is_salted)
 
 
 def _method(given: Mapping[str, Any]) -> Method | None:

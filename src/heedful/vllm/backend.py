@@ -10,8 +10,6 @@ from typing import Any
 import torch
 from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend, CPUAttentionBackendImpl
 
-from heedful.vllm.host import HOST
-
 
 class SteeredImpl(CPUAttentionBackendImpl):
     """vLLM's CPU attention; inside a steered pass, candidate after candidate."""
@@ -42,10 +40,10 @@ class SteeredImpl(CPUAttentionBackendImpl):
         **named: Any,
     ) -> torch.Tensor:
         """Fills and returns `output`, as vLLM's does."""
-        current = HOST.current
-        if current is None:
+        host = getattr(layer, "heedful", None)  # set by the host of the layer's model
+        if host is None or host.current is None:
             return super().forward(layer, query, key, value, kv_cache, attn_metadata, output, *more, **named)
-        current.attend(self, layer, HOST.index[layer.layer_name], query, key, value, kv_cache, output)
+        host.current.attend(self, layer, host.index[layer.layer_name], query, key, value, kv_cache, output)
         return output
 
 

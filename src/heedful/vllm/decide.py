@@ -7,6 +7,7 @@ another. Only requests that share stored tokens which one of them would change w
 from __future__ import annotations
 
 import logging
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,23 +15,23 @@ from dataclasses import dataclass
 import torch
 
 from heedful import ranking
-from heedful.errors import HeedfulError
-from heedful.recipe import ModelShape
 from heedful.sampling import Sampling, draw
 from heedful.vllm.arguments import Asked
 from heedful.vllm.host import Host, Raw
 from heedful.vllm.metrics import counters
+from heedful.vllm.penalties import Penalties
 from heedful.vllm.steered import Part
 
 PROBE_ROWS = 512  # of one ranking forward
+HEAD = 1024  # likeliest tokens among which a nucleus is looked for first: sorting a whole vocabulary takes longer
 
 
 @dataclass(eq=False)
 class State:
     """One steered request in the batch. `output` is vLLM's own list of what it has generated so far.
 
-    `sets` None: not ranked yet. `refused`: why it ends at once. `is_replayed`: steered statically, whether the tokens
-    generated before a preemption are stored as steered again.
+    `sets` None: not ranked yet. `refused`: why it ends at once; `is_told`: whether the log says so. `is_replayed`:
+    steered statically, whether the tokens generated before a preemption are stored as steered again.
     """
 
     asked: Asked
@@ -40,8 +41,11 @@ class State:
     bias: dict[int, float]
     is_masked: bool
     ends: tuple[int, ...]
+    penalties: Penalties | None = None
+    min_p: float = 0.0
     sets: tuple[frozenset[int], ...] | None = None
     refused: str = ""
+    is_told: bool = False
     span_slots: torch.Tensor | None = None
     factors: torch.Tensor | None = None
     random: torch.Generator | None = None
@@ -55,7 +59,15 @@ class State:
     @property
     def is_gated(self) -> bool:
         """Whether steered tokens are judged; if not, every one is taken."""
-        return self.asked.recipe.gate is not None
+        return not self.asked.is_stored
+
+    def draw(self, logits: torch.Tensor, plausible: torch.Tensor | None = None) -> int:
+        """A token drawn from `logits (vocab,)`, of those that are `plausible (vocab,)` where that is given."""
+        assert self.random is not None
+        if self.min_p:
+            lowest = logits.max() + self.sampling.temperature * math.log(self.min_p)
+            logits = logits.masked_fill(logits < lowest, -torch.inf)
+        return draw(filtered(self.sampling, logits), plausible, self.random)
 
 
 @dataclass
@@ -75,18 +87,22 @@ class Decider:
 
     @torch.inference_mode()
     def decide(self, logits: torch.Tensor) -> torch.Tensor:
-        """`logits (requests, vocab)`, float32, changed in place so that vLLM takes the token decided."""
+        """`logits (requests, vocab)`, float32, changed in place so that vLLM takes the token decided.
+
+        Raises `RuntimeError` where the plug-in has not seen the step's raw pass: no token passes for a steered one.
+        """
+        for row, state in self.states.items():
+            if state.refused and row < len(logits):
+                self._end(logits, row, state)
+        if all(state.refused for state in self.states.values()):
+            return logits
         raw = self.host.raw()
         if raw is None:
-            return logits
+            raise RuntimeError("Heedful was not told of vLLM's forward pass: nothing of this step could be steered")
         forwards = self.host.num_forwards
         ready = self._ready(raw, len(logits))
         self._rank([item for item in ready if item.state.sets is None], raw)
         done: Counter[str] = Counter()
-        for item in ready:
-            if item.state.refused:
-                self._end(logits, item)
-        ready = [item for item in ready if not item.state.refused]
         if ready:
             self._steps(logits, ready, raw, done)
         self._count(done, self.host.num_forwards - forwards)
@@ -97,7 +113,7 @@ class Decider:
         return [
             Ready(row, state, raw.seq_lens[row])
             for row, state in sorted(self.states.items())
-            if row < num_rows and raw.seq_lens[row] >= len(state.prompt) + len(state.output)
+            if row < num_rows and not state.refused and raw.seq_lens[row] >= len(state.prompt) + len(state.output)
         ]
 
     # What a forward needs
@@ -108,13 +124,13 @@ class Decider:
         if state.span_slots is None:
             span = state.asked.span
             steerer = state.asked.recipe.steerer
-            state.span_slots = self.host.slot(table, torch.tensor(span.positions, device=table.device))
+            state.span_slots = self.host.slots(table, torch.tensor(span.positions, device=table.device))
             state.factors = steerer.factors(torch.tensor(span.weights, device=table.device))  # type: ignore[union-attr]
         assert state.factors is not None
         position = item.seq_len - 1 if at is None else at
-        token = raw.token(item.row) if at is None else state.token(at)
+        token = raw.tokens[item.row] if at is None else state.token(at)
         past = len(state.span_slots) - (state.asked.span.positions[-1] >= position)  # a row's own key is not scaled
-        slot = int(self.host.slot(table, torch.tensor([position], device=table.device)))
+        slot = self.host.slot(table, position)
         return Part(token, position, table, slot, state.span_slots[:past], state.factors[:past], sets)
 
     def _groups(self, parts: Sequence[Part]) -> list[list[int]]:
@@ -164,7 +180,7 @@ class Decider:
         with self.host.capturing() as captured:
             self.host.forward(parts[: len(items)])
         for at, item in enumerate(items):
-            own = [(pre[at :: len(items)], post[at :: len(items)]) for pre, post in captured]
+            own = [(pre[:, at], post[:, at]) for pre, post in captured]
             self._settle_sets(item.state, ranking.measured(item.state.asked.recipe.ranking, own).order)
 
     def _settle_sets(self, state: State, order: tuple[int, ...]) -> None:
@@ -175,32 +191,36 @@ class Decider:
     # A step
 
     def _steps(self, logits: torch.Tensor, ready: Sequence[Ready], raw: Raw, done: Counter[str]) -> None:
-        own = logits[[item.row for item in ready]]
-        values, indices = own.topk(min(2, own.shape[-1]))
-        totals = own.logsumexp(-1)
-        chances = (values - totals[:, None]).exp().tolist()
-        tops = [tokens[0] for tokens in indices.tolist()]
+        for item in ready:
+            if item.state.penalties is not None:
+                item.state.penalties.apply(logits[item.row])
+        rows = [item.row for item in ready]
+        is_all = rows == list(range(len(logits)))
+        tops, ratios = _two_best(logits if is_all else logits[rows])
         tokens: dict[int, int] = {}
         tried = []
         for at, item in enumerate(ready):
             gate = item.state.asked.recipe.gate
-            if gate is None or gate.is_open(chances[at][-1], chances[at][0]):
+            if gate is None or gate.is_open(ratios[at], 1.0):
                 tried.append(at)
             else:
                 done["skipped"] += 1
-                tokens[at] = self._plain(item, own[at], tops[at])
         if tried:
-            self._trials(ready, tried, raw, own, totals, tokens, done)
-        for at in tried:
+            self._trials(ready, tried, raw, logits[[rows[at] for at in tried]], tokens, done)
+            done["rejected"] += sum(at not in tokens for at in tried)
+        for at, item in enumerate(ready):
             if at not in tokens:
-                done["rejected"] += 1
-                tokens[at] = self._plain(ready[at], own[at], tops[at])
-        changed = [at for at in tokens if tokens[at] != tops[at] or ready[at].state.random is not None]
+                tokens[at] = tops[at] if item.state.random is None else item.state.draw(logits[item.row])
         done["changed"] += sum(tokens[at] != tops[at] and ready[at].state.is_gated for at in tokens)
-        if changed:
-            rows = [ready[at].row for at in changed]
-            logits[rows] = -torch.inf
-            logits[rows, [tokens[at] for at in changed]] = 0.0
+        self._put(
+            logits, {item.row: tokens[at] for at, item in enumerate(ready) if _is_put(item, tokens[at], tops[at])}
+        )
+
+    def _put(self, logits: torch.Tensor, tokens: dict[int, int]) -> None:
+        """Leaves each of these rows its token alone."""
+        if tokens:
+            logits[list(tokens)] = -torch.inf
+            logits[list(tokens), list(tokens.values())] = 0.0
 
     def _trials(
         self,
@@ -208,24 +228,29 @@ class Decider:
         tried: Sequence[int],
         raw: Raw,
         own: torch.Tensor,
-        totals: torch.Tensor,
         tokens: dict[int, int],
         done: Counter[str],
     ) -> None:
         """Adds the tokens that a trial yields; `tried` are places in `ready`, of which `own` are the raw logits."""
+        totals = own.logsumexp(-1)
         for keeps in (False, True):
-            items = [at for at in tried if ready[at].state.is_gated != keeps]
+            items = [at for at, place in enumerate(tried) if ready[place].state.is_gated != keeps]
             if keeps:
                 for at in items:
-                    self._replay(ready[at], raw)
-            most = max((len(ready[at].state.sets or ()) for at in items), default=0)
-            parts = [self._part(ready[at], raw, _padded(ready[at].state.sets or (), most)) for at in items]
+                    self._replay(ready[tried[at]], raw)
+            states = [ready[tried[at]].state for at in items]
+            most = max((len(state.sets or ()) for state in states), default=0)
+            parts = [
+                self._part(ready[tried[at]], raw, _padded(state.sets or (), most))
+                for at, state in zip(items, states, strict=True)
+            ]
             for group in self._groups(parts) if parts else []:
                 members = [items[place] for place in group]
                 hidden = self.host.forward([parts[place] for place in group], keeps=keeps)
                 steered = self.host.model.compute_logits(hidden.flatten(0, 1)).float().view(*hidden.shape[:2], -1)
-                self._alike(steered, [ready[at].state for at in members], own[members])
-                self._judge(ready, members, steered, own[members], totals[members], tokens, done)
+                self._alike(steered, [states[place] for place in group], own[members])
+                places = [tried[at] for at in members]
+                self._judge(ready, places, steered, own[members], totals[members], tokens, done)
 
     def _replay(self, item: Ready, raw: Raw) -> None:
         """After a preemption vLLM has read the answer so far as if it were prompt: stores it steered, as it was."""
@@ -242,6 +267,8 @@ class Decider:
                 steered[:, at, token] += bias
             if state.is_masked:
                 steered[:, at].masked_fill_(own[at] == -torch.inf, -torch.inf)
+            if state.penalties is not None:
+                state.penalties.apply(steered[:, at])
 
     def _judge(
         self,
@@ -263,29 +290,26 @@ class Decider:
             if not taken:
                 continue
             done["accepted"] += 1
-            source, token = item.state.random, wanted[at][taken[0]]
-            if source is not None:
+            token = wanted[at][taken[0]]
+            if item.state.random is not None:
                 plausible = None
                 if gate is not None:
                     p, bound = (own[at] - totals[at]).exp(), gate.threshold * p_tops[at]
                     plausible = p > bound if gate.strict else p >= bound
-                token = draw(item.state.sampling.filter(steered[taken[0], at]), plausible, source)
+                token = item.state.draw(steered[taken[0], at], plausible)
             tokens[place] = token
-
-    def _plain(self, item: Ready, own: torch.Tensor, top: int) -> int:
-        source = item.state.random
-        return top if source is None else draw(item.state.sampling.filter(own), None, source)
 
     # Ends and counts
 
-    def _end(self, logits: torch.Tensor, item: Ready) -> None:
+    def _end(self, logits: torch.Tensor, row: int, state: State) -> None:
         """Ends a request that cannot be steered as it asks: vLLM lets no one refuse it any more at this point."""
-        if not item.state.output:
-            logging.getLogger("vllm.heedful").error("a steered request was ended unanswered: %s", item.state.refused)
+        if not state.is_told:
+            state.is_told = True
+            logging.getLogger("vllm.heedful").error("a steered request was ended unanswered: %s", state.refused)
             if self._counts:
                 counters()["refused"].inc()
-        logits[item.row] = -torch.inf
-        logits[item.row, list(item.state.ends[:1]) or [0]] = 0.0
+        logits[row] = -torch.inf
+        logits[row, list(state.ends[:1]) or [0]] = 0.0
 
     def _count(self, done: Counter[str], forwards: int) -> None:
         if not self._counts:
@@ -299,16 +323,34 @@ class Decider:
             counters()["forwards"].inc(forwards)
 
 
-def fits(asked: Asked, prompt_tokens: int, host: Host) -> str:
-    """Why a request's span or method does not fit its prompt or the model; empty where they do."""
-    if asked.prompt_tokens != prompt_tokens:
-        return f"its spans count in a prompt of {asked.prompt_tokens} tokens, and this one has {prompt_tokens}"
-    try:
-        heads = host.layers[0].num_heads
-        asked.recipe.check(ModelShape("", host.num_layers, heads))
-    except HeedfulError as error:
-        return str(error)
-    return ""
+def filtered(sampling: Sampling, logits: torch.Tensor) -> torch.Tensor:
+    """As `sampling.filter(logits)`, but for tokens that are exactly as likely as the nucleus' last one."""
+    if sampling.top_p == 1.0 or sampling.top_k:
+        return sampling.filter(logits)
+    scaled = (logits - logits.max()) / sampling.temperature
+    head = scaled.topk(min(HEAD, len(scaled))).values
+    chances = (head - scaled.logsumexp(-1)).exp()
+    before = chances.cumsum(-1) - chances
+    if before[-1] < sampling.top_p:  # the nucleus may be larger
+        return sampling.filter(logits)
+    return scaled.masked_fill(scaled < head[before < sampling.top_p][-1], -torch.inf)
+
+
+def _two_best(logits: torch.Tensor) -> tuple[list[int], list[float]]:
+    """Each row's likeliest token, and how likely the second one is beside it; `logits (rows, vocab)` stay as they are.
+
+    Two maxima, because a `topk` sorts.
+    """
+    best, at = logits.max(-1, keepdim=True)
+    logits.scatter_(1, at, -torch.inf)
+    second = logits.amax(-1, keepdim=True)
+    logits.scatter_(1, at, best)
+    return at[:, 0].tolist(), (second - best).exp()[:, 0].tolist()
+
+
+def _is_put(item: Ready, token: int, top: int) -> bool:
+    """Whether vLLM must be left no choice: it would take another token, draw, or apply penalties once more."""
+    return token != top or item.state.random is not None or item.state.penalties is not None
 
 
 def _padded(sets: tuple[frozenset[int], ...], length: int) -> tuple[frozenset[int], ...]:

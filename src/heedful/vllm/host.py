@@ -1,7 +1,8 @@
-"""What there is of the plug-in in one vLLM process: the model, its raw pass of the running step, and steered forwards.
+"""What there is of the plug-in beside one of vLLM's models: its raw pass of the running step, and steered forwards.
 
-vLLM builds model, attention layers and logits processor by itself and hands none of them to the others, so they meet
-here. Does not decide anything; `decide` does.
+vLLM builds model, attention layers and logits processor by itself and hands none of them to the others. They meet here:
+the host hangs on the layers, which vLLM lists in the configuration that it hands to all. Does not decide anything;
+`decide` does.
 """
 
 from __future__ import annotations
@@ -9,61 +10,76 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 
 from heedful.errors import UnsupportedModelError
 from heedful.vllm.layout import Layout, learn
+from heedful.vllm.registration import warn
 from heedful.vllm.steered import Part, SteeredPass
+from heedful.vllm.support import refuse_layers, why_not
 
 
 @dataclass
 class Raw:
-    """What the raw pass of the running step left behind: lengths and block tables of each request of the batch."""
+    """What the raw pass of the running step left of each request of the batch: its last token, length and blocks."""
 
-    tokens: torch.Tensor
-    last: list[int]
+    tokens: list[int]
     seq_lens: list[int]
     block_table: torch.Tensor
 
-    def token(self, row: int) -> int:
-        """The last token that request `row` of the batch computed."""
-        return int(self.tokens[self.last[row]])
-
 
 class Host:
-    """One a process. `current`: the steered pass that runs now, None in vLLM's own passes."""
+    """One a model. `current`: the steered pass that runs now, None in vLLM's own passes.
 
-    def __init__(self) -> None:
-        self.model: Any = None
+    `refused`: why nothing is steered; then vLLM's passes are its own. `is_wanted`: whether a request of the batch is to
+    be steered.
+    """
+
+    def __init__(self, model: Any, config: Any) -> None:
+        """Takes over a model that vLLM has just built; None where it built one that is none of the plug-in's."""
+        self.model, self.config = model, config
         self.current: SteeredPass | None = None
+        self.layers: list[Any] = []
         self.index: dict[str, int] = {}
         self.num_forwards = 0
         self.is_wanted = False
         self._raw: tuple[torch.Tensor, Any] | None = None
         self._is_checked = False
+        self._layout: Layout | None = None
+        self._builder: Any = None
+        self.refused = why_not(config)
+        try:
+            if model is None:
+                self.refused = self.refused or "vLLM has built its model without Heedful's registration"
+            if not self.refused:
+                self._find_layers()
+        except UnsupportedModelError as error:
+            self.refuse(str(error))
+        for layer in config.compilation_config.static_forward_context.values():
+            layer.heedful = self
 
-    def attach(self, model: Any, config: Any) -> None:
-        """Takes over a model that vLLM has just built. Raises `UnsupportedModelError` where it cannot be steered."""
+    def refuse(self, reason: str) -> None:
+        """Steers nothing from now on, and says why once."""
+        self.refused = reason
+        warn(reason)
+
+    def _find_layers(self) -> None:
         from vllm.model_executor.models.utils import extract_layer_index
 
-        from heedful.vllm.support import refuse_config, refuse_layers
-
-        refuse_config(config)
-        layers = refuse_layers(config)
-        self.model, self.config = model, config
+        layers = refuse_layers(self.config)
         self.layers = [layers[name] for name in sorted(layers, key=extract_layer_index)]
         self.index = {layer.layer_name: number for number, layer in enumerate(self.layers)}
-        self.attentions = [module for name, module in model.named_modules() if name.endswith(".self_attn")]
+        named = dict(self.model.named_modules())
+        self.attentions = [module for name, module in named.items() if name.endswith(".self_attn")]
+        self.blocks = [named[name.rpartition(".")[0]] for name in named if name.endswith(".self_attn")]
         if len(self.attentions) != len(self.layers):
             raise UnsupportedModelError(
                 f"{len(self.layers)} attention layers in {len(self.attentions)} attention blocks: "
                 "Heedful does not know this model's build"
             )
-        self._layout: Layout | None = None
-        self._builder: Any = None
-        self._raw, self._is_checked = None, False
 
     @property
     def num_layers(self) -> int:
@@ -85,7 +101,7 @@ class Host:
 
     def begin(self, tokens: torch.Tensor) -> None:
         """Notes the raw pass that begins. The first one of all is preceded by the self-check."""
-        if self.current is not None:
+        if self.current is not None or self.refused:
             return
         self._raw = None
         from vllm.forward_context import get_forward_context, is_forward_context_available
@@ -100,7 +116,11 @@ class Host:
             self._is_checked = True
             from heedful.vllm.selfcheck import check
 
-            check(self)
+            try:
+                check(self)
+            except UnsupportedModelError as error:
+                self.refuse(str(error))
+                return
         if self.is_wanted:
             self._raw = (tokens, metadata[name])
 
@@ -109,13 +129,18 @@ class Host:
         if self._raw is None:
             return None
         tokens, metadata = self._raw
-        last = [stop - 1 for stop in metadata.query_start_loc.tolist()[1:]]
-        return Raw(tokens, last, metadata.seq_lens.tolist(), metadata.block_table)
+        last = tokens[metadata.query_start_loc[1:].long() - 1]
+        return Raw(last.tolist(), metadata.seq_lens.tolist(), metadata.block_table)
 
-    def slot(self, block_table: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    def slots(self, block_table: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         """The cache slots of a sequence's `positions`."""
         size = self.layout.block_size
         return block_table[positions // size].long() * size + positions % size
+
+    def slot(self, block_table: torch.Tensor, position: int) -> int:
+        """The cache slot of one position of a sequence."""
+        size = self.layout.block_size
+        return int(block_table[position // size]) * size + position % size
 
     def forward(
         self,
@@ -134,10 +159,9 @@ class Host:
         steered = SteeredPass(list(parts), self.num_layers, self.layout, metadata, keeps, watched)
         self.num_forwards += 1
         with self._running(steered, metadata):
-            hidden: torch.Tensor = self.model(
-                torch.tensor(steered.tokens, device=device), torch.tensor(steered.positions, device=device)
-            )
-        return hidden.view(steered.num_candidates, len(parts), -1)
+            hidden: torch.Tensor = self.model(steered.tokens, steered.positions[: len(parts)])
+        hidden = hidden.view(steered.num_candidates, len(parts), -1)
+        return hidden if steered.is_in_order else hidden[torch.tensor(steered.order).argsort()]
 
     def prefill(self, tokens: torch.Tensor, block_table: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
         """Hidden states `(tokens, hidden)` of one raw prompt, stored in `slots`; for the self-check alone."""
@@ -164,11 +188,17 @@ class Host:
         # Without a slot mapping vLLM stores nothing by itself.
         context = create_forward_context(dict.fromkeys(self.index, metadata), self.config, skip_compiled=True)
         self.current = steered
+        handles = [
+            block.register_forward_pre_hook(partial(_enter, steered, index), with_kwargs=True)
+            for index, block in enumerate(self.blocks)
+        ]
         try:
             with override_forward_context(context):
                 yield
         finally:
             self.current = None
+            for handle in handles:
+                handle.remove()
 
     def _metadata(
         self, seq_lens: torch.Tensor, block_table: torch.Tensor, slots: torch.Tensor, num_queries: int = 1
@@ -199,12 +229,14 @@ class Host:
 
     @contextmanager
     def capturing(self) -> Iterator[list[tuple[torch.Tensor, torch.Tensor]]]:
-        """Collects input and output `(rows, hidden)` of each attention block of the forward inside the `with`."""
+        """Input and output `(candidates, parts, hidden)` of each attention block of the forward inside the `with`."""
         captured: list[tuple[torch.Tensor, torch.Tensor]] = []
 
         def note(module: Any, args: Any, kwargs: Any, output: Any) -> None:
             hidden = kwargs["hidden_states"] if "hidden_states" in kwargs else args[1]
-            captured.append((hidden.float(), (output[0] if isinstance(output, tuple) else output).float()))
+            assert self.current is not None
+            output = output[0] if isinstance(output, tuple) else output
+            captured.append((self.current.all_rows(hidden.float()), self.current.all_rows(output.float())))
 
         handles = [module.register_forward_hook(note, with_kwargs=True) for module in self.attentions]
         try:
@@ -214,4 +246,16 @@ class Host:
                 handle.remove()
 
 
-HOST = Host()
+def _enter(steered: SteeredPass, index: int, module: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
+    """Brings the rows into a layer that begin there; vLLM's models hand all layers the first one's positions."""
+
+    def entered(value: Any) -> Any:
+        return steered.enter(index, value) if isinstance(value, torch.Tensor) else value
+
+    return tuple(map(entered, args)), {name: entered(value) for name, value in kwargs.items()}
+
+
+def host_of(config: Any) -> Host | None:
+    """The host of the model that vLLM has built under `config`, None where it is none of the plug-in's."""
+    layers = config.compilation_config.static_forward_context.values()
+    return next((layer.heedful for layer in layers if hasattr(layer, "heedful")), None)

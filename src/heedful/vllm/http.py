@@ -1,27 +1,28 @@
 """Lets vLLM's own OpenAI server read `<heed>` tags and the `heedful` field: `--middleware heedful.vllm.http.Heed`.
 
 A request that has neither passes through untouched. Others are rewritten into what vLLM understands: messages without
-tags, and token positions in `vllm_xargs`. vLLM renders the chat template itself, so its own `/tokenize` is asked
-whether it reads the very tokens that were counted; if not, the request is refused.
+tags, and token positions in `vllm_xargs`, with a digest of the tokens that they count in. vLLM renders the chat
+template itself; where it comes to other tokens the request is refused as it is admitted.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
+import secrets
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from pydantic import ValidationError
 
-from heedful.errors import HeedfulError, OptionError, PromptError, SpanError
+from heedful.errors import HeedfulError, OptionError, PromptError, UnsupportedModelError
 from heedful.prompt import EncodedPrompt, Instructions, Messages, encode, turns
 from heedful.serve.marking import Default, mark
-from heedful.serve.problems import Problem, problem_of
+from heedful.serve.problems import Problem, RequestError, problem_of
 from heedful.serve.schemas import Heedful
 from heedful.vllm.arguments import NAME
-from heedful.vllm.prompts import extra_args
+from heedful.vllm.prompts import extra_args, is_stored
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -30,17 +31,9 @@ Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
-OTHERS = ("/v1/responses", "/v1/messages", "/v1/chat/completions/batch")  # that generate too
+UNREAD = ("/tokenize", "/detokenize")  # where tags are text like any other; all other paths may generate
 DEFAULT = Default.of("directer")
-# What of a chat request decides how vLLM renders it.
-RENDERED_BY = (
-    "model",
-    "add_generation_prompt",
-    "continue_final_message",
-    "add_special_tokens",
-    "chat_template_kwargs",
-    "tools",
-)
+LARGEST = 32 << 20  # bytes of a body
 RESERVED = ("add_generation_prompt", "chat_template", "continue_final_message", "messages", "tokenize")
 
 
@@ -58,12 +51,12 @@ class Heed:
             await self.app(scope, receive, _after_a_first_token(scope, send))
             return
         path = scope.get("path", "").removeprefix(scope.get("root_path", ""))
-        if scope["type"] != "http" or scope["method"] != "POST" or path not in (CHAT, TEXT, *OTHERS):
+        # vLLM lets its middlewares run before it asks for the key: who has none gets its answer, and is not read.
+        if scope["type"] != "http" or scope["method"] != "POST" or path in UNREAD or not _has_key(scope):
             await self.app(scope, receive, send)
             return
-        body = await _read(receive)
         try:
-            body = await self._rewritten(scope, path, body)
+            body = await self._rewritten(scope, path, await _read(receive))
         except HeedfulError as error:
             await problem_of(error).response()(scope, receive, send)
             return
@@ -83,8 +76,8 @@ class Heed:
             return body
         if not isinstance(data, dict):
             return body
-        if path in OTHERS:
-            if NAME in data or "<heed" in json.dumps(data, ensure_ascii=False).lower():
+        if path not in (CHAT, TEXT):
+            if NAME in data or _is_tagged(data):
                 raise OptionError(f"{path} cannot be steered; send tags and the heedful field to {CHAT} or {TEXT}")
             return body
         field = data.pop(NAME, None)
@@ -93,31 +86,33 @@ class Heed:
             raise OptionError("heedful.trace is not told by vLLM; leave it out")
         rewrite = self._chat if path == CHAT else self._text
         is_rewritten = await rewrite(scope, data, asked)
+        by_hand = data.get("vllm_xargs")
+        if data.get("use_beam_search") and isinstance(by_hand, dict) and NAME in by_hand:
+            raise OptionError("use_beam_search cannot be combined with heeding: vLLM's beams are not steered")
         return json.dumps(data).encode() if is_rewritten or field is not None else body
 
     async def _chat(self, scope: Scope, data: dict[str, Any], asked: Heedful | None) -> bool:
         """Rewrites a chat request in place; False where nothing is heeded."""
         messages: Any = data.get("messages")
-        if asked is None and "<heed" not in json.dumps(messages).lower():
+        if asked is None and not _is_tagged(messages):
             return False
+        if not isinstance(messages, list) or not messages or not all(isinstance(one, dict) for one in messages):
+            raise PromptError("messages must be a list of objects with role and content, at least one")
         template = _template_options(data)
         clean = [
-            {**message, "content": content}
-            for message, (_, content) in zip(messages or [], turns(messages), strict=True)
+            {**message, "content": content} for message, (_, content) in zip(messages, turns(messages), strict=True)
         ]
         if clean[-1]["role"] == "assistant":
             data.setdefault("continue_final_message", True)
             data.setdefault("add_generation_prompt", False)
-        encoded = await self._marked(scope, data, messages, asked, template)
+        await self._marked(scope, data, messages, asked, template)
         data["messages"] = clean
-        if encoded is not None:
-            await self._compare(scope, data, encoded)
         return True
 
     async def _text(self, scope: Scope, data: dict[str, Any], asked: Heedful | None) -> bool:
         """Rewrites a request of plain text in place; False where nothing is heeded."""
         prompt = data.get("prompt")
-        if asked is None and "<heed" not in json.dumps(prompt).lower():
+        if asked is None and not _is_tagged(prompt):
             return False
         if isinstance(prompt, list) and len(prompt) == 1:
             prompt = prompt[0]
@@ -141,6 +136,8 @@ class Heed:
             raise OptionError("vllm_xargs must be an object")
         spelled = extra_args(marked.prompt, marked.method)[NAME]
         data["vllm_xargs"] = {**(data.get("vllm_xargs") or {}), NAME: json.dumps(spelled)}
+        if is_stored(marked.method):  # its keys are no one else's
+            data["cache_salt"] = f"{data.get('cache_salt') or ''}{secrets.token_hex(16)}"
         prompt: EncodedPrompt = marked.prompt
         return prompt
 
@@ -148,19 +145,6 @@ class Heed:
         if self._tokenizer is None:
             self._tokenizer = _tokenizer(scope["app"].state)
         return mark(_Encoder(self._tokenizer, template), messages, asked, DEFAULT, "")
-
-    async def _compare(self, scope: Scope, data: dict[str, Any], encoded: EncodedPrompt) -> None:
-        """Raises `SpanError` where vLLM reads other tokens than were counted."""
-        body = {key: data[key] for key in RENDERED_BY if data.get(key) is not None}
-        status, found = await _ask(
-            self.app, scope, scope.get("root_path", "") + "/tokenize", {**body, "messages": data["messages"]}
-        )
-        # Another status is vLLM's own refusal (of the key, the model's name, a field): it will say so by itself.
-        if status == 200 and found.get("tokens") != list(encoded.token_ids):
-            raise SpanError(
-                "vLLM renders these messages into other tokens than their chat template gives alone, so what is marked "
-                "cannot be located; send text parts, tools and template options only as the template takes them"
-            )
 
 
 class _Encoder:
@@ -211,21 +195,64 @@ def _after_a_first_token(scope: Scope, send: Send) -> Send:
 
     async def sending(message: Message) -> None:
         if message["type"] == "lifespan.startup.complete":
-            from vllm import SamplingParams
-
-            client = scope["app"].state.engine_client
-            async for _ in client.generate({"prompt_token_ids": [0]}, SamplingParams(max_tokens=1), "heedful-check"):
-                pass
+            try:
+                await _prove(scope["app"].state.engine_client)
+            except Exception as error:
+                message = {"type": "lifespan.startup.failed", "message": f"Heedful: {error}"}
         await send(message)
 
     return sending
 
 
+async def _prove(client: Any) -> None:
+    """Raises where a steered request is refused, or nobody reads what requests ask for: tags would be dropped."""
+    from vllm import SamplingParams
+    from vllm.exceptions import VLLMValidationError
+
+    async def reason(given: Any) -> str | None:
+        # Only a request that is ended for not being steered can come to token 0.
+        ended: Any = {"stop_token_ids": [0], "logit_bias": {0: -100.0}}
+        params = SamplingParams(max_tokens=1, temperature=0.0, extra_args={NAME: given}, **ended)
+        async for output in client.generate({"prompt_token_ids": [1, 1, 1]}, params, f"heedful-{len(given)}"):
+            found: str | None = output.outputs[0].finish_reason
+        return found
+
+    if await reason({"spans": [[1, 2]], "prompt_tokens": 3}) == "stop":
+        raise UnsupportedModelError("this model cannot be steered; the engine's log says why")
+    try:
+        await reason("")
+    except VLLMValidationError:
+        return
+    raise UnsupportedModelError("vLLM has not loaded Heedful's logits processor, so nothing would be steered")
+
+
+def _has_key(scope: Scope) -> bool:
+    """Whether vLLM itself would let the request in, by its own rule."""
+    from starlette.datastructures import Headers
+    from vllm import envs
+    from vllm.entrypoints.serve.middleware.authenticate import GUARDED_PREFIX, AuthenticationMiddleware
+
+    path = scope["path"].removeprefix(scope.get("root_path", ""))
+    args = getattr(scope["app"].state, "args", None)
+    keys = [key for key in (getattr(args, "api_key", None) or [envs.VLLM_API_KEY]) if key]
+    if not keys or not path.startswith(GUARDED_PREFIX):
+        return True
+    return AuthenticationMiddleware(None, keys).verify_token(Headers(scope=scope))  # type: ignore[arg-type]
+
+
+def _is_tagged(value: Any) -> bool:
+    return "<heed" in json.dumps(value, ensure_ascii=False).lower()
+
+
 async def _read(receive: Receive) -> bytes:
-    parts = []
+    """The body. Raises `RequestError` (413) where it is larger than a prompt can be."""
+    parts, size = [], 0
     while True:
         message = await receive()
         parts.append(message.get("body", b""))
+        size += len(parts[-1])
+        if size > LARGEST:
+            raise RequestError(413, f"the body is larger than {LARGEST >> 20} MiB", code="too_large")
         if not message.get("more_body"):
             return b"".join(parts)
 
@@ -247,26 +274,6 @@ def _replay(body: bytes, receive: Receive) -> Receive:
 def _sized(headers: Any, length: int) -> list[tuple[bytes, bytes]]:
     kept = [(name, value) for name, value in headers if name.lower() not in (b"content-length", b"transfer-encoding")]
     return [*kept, (b"content-length", str(length).encode())]
-
-
-async def _ask(app: App, scope: Scope, path: str, body: Mapping[str, Any]) -> tuple[int, dict[str, Any]]:
-    """Status and JSON of an answer of the app itself, asked with the headers of the request at hand."""
-    sent = json.dumps(body).encode()
-    inner = {**scope, "path": path, "raw_path": path.encode(), "query_string": b"", "state": {}}
-    inner["headers"] = _sized(scope["headers"], len(sent))
-    status, parts = 500, []
-
-    async def no_more() -> Message:
-        await asyncio.Event().wait()  # a word that the client has gone would end the answer
-        raise AssertionError
-
-    async def keep(message: Message) -> None:
-        nonlocal status
-        status = message.get("status", status)
-        parts.append(message.get("body", b""))
-
-    await app(inner, _replay(sent, no_more), keep)
-    return status, json.loads(b"".join(parts)) if status == 200 else {}
 
 
 def _invalid(error: ValidationError) -> Problem:

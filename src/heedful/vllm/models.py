@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from heedful.vllm.host import HOST
+from heedful.vllm.host import Host
 from heedful.vllm.registration import PREFIX
 
 
@@ -18,10 +18,10 @@ def _wrapped(arch: str) -> type[Any]:
     class Wrapped(base):
         def __init__(self, *, vllm_config: Any, prefix: str = "", **more: Any) -> None:
             super().__init__(vllm_config=vllm_config, prefix=prefix, **more)
-            HOST.attach(self, vllm_config)
+            self.heedful = Host(self, vllm_config)
 
         def forward(self, input_ids: Any, positions: Any, *args: Any, **kwargs: Any) -> Any:
-            HOST.begin(input_ids)
+            self.heedful.begin(input_ids)
             return super().forward(input_ids, positions, *args, **kwargs)
 
     Wrapped.__name__ = Wrapped.__qualname__ = PREFIX + arch

@@ -5,6 +5,8 @@ Loaded by vLLM through the `vllm.logits_processors` entry point in every process
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -13,17 +15,22 @@ from vllm.v1.sample.logits_processor.builtin import process_dict_updates
 from vllm.v1.sample.logits_processor.interface import LogitsProcessor
 
 from heedful.errors import HeedfulError
+from heedful.recipe import ModelShape
 from heedful.sampling import Sampling, draw
-from heedful.vllm.arguments import NAME, read
-from heedful.vllm.decide import Decider, State, fits
-from heedful.vllm.host import HOST
-from heedful.vllm.registration import SWITCH, is_on
-from heedful.vllm.support import refuse_architecture, refuse_config
+from heedful.vllm.arguments import NAME, Asked, read
+from heedful.vllm.decide import Decider, State
+from heedful.vllm.host import Host, host_of
+from heedful.vllm.penalties import Penalties
+from heedful.vllm.registration import SWITCH, is_on, warn
+from heedful.vllm.support import why_not
 
-NOTHING = {"presence_penalty": 0.0, "frequency_penalty": 0.0, "repetition_penalty": 1.0, "min_p": 0.0}
+try:  # the interface of vLLM's other model runner, which loads every plug-in too
+    from vllm.v1.worker.gpu.sample.logits_processor.interface import LogitsProcessor as Other
+except ImportError:
+    Other = object
 
 
-class Heedful(LogitsProcessor):
+class Heedful(LogitsProcessor, Other):
     """Steers the requests that ask for it, and touches no other."""
 
     @classmethod
@@ -37,65 +44,133 @@ class Heedful(LogitsProcessor):
             return
         if not is_on():
             raise ValueError(f"{NAME}: steering is off in this server ({SWITCH}=off)")
-        for name, nothing in NOTHING.items():
-            if getattr(sampling_params, name) != nothing:
-                raise ValueError(f"{NAME}: {name} cannot be combined with steering; leave it at {nothing:g}")
+        config, prompt = _asking()
+        if config is None:
+            raise ValueError(f"{NAME}: this vLLM admits requests in a way that Heedful does not know")
+        if reason := why_not(config):
+            raise ValueError(f"{NAME}: {reason}")
+        reason = misfit(asked, config)
+        if prompt is not None:
+            reason = reason or asked.misfit(prompt["prompt_token_ids"]) or _unsalted(asked, config, prompt)
+        if reason:
+            raise ValueError(reason)
 
-    def __init__(self, vllm_config: Any, device: torch.device, is_pin_memory: bool) -> None:
+    def __init__(self, vllm_config: Any, *more: Any) -> None:
+        """`more` is what either of vLLM's model runners hands over; only V1 is steered."""
         self.states: dict[int, State] = {}
+        self.config = vllm_config
         self.vocab = vllm_config.model_config.get_vocab_size()
-        self.is_caching = bool(vllm_config.cache_config.enable_prefix_caching)
-        if is_on():
-            refuse_config(vllm_config)
-            refuse_architecture(vllm_config.model_config.architectures)
-        self.decider = Decider(HOST, self.states, counts=_is_first_rank())
+        self._decider: Decider | None = None
+        reason = why_not(vllm_config) if is_on() else ""
+        if reason:
+            warn(reason)
 
     def is_argmax_invariant(self) -> bool:
         """No: greedy requests are steered too."""
         return False
 
+    def add_request(self, req_idx: int, sampling_params: SamplingParams) -> bool:
+        """V2's: nothing is done for any request. Those that ask for steering have been refused, or are ended."""
+        return False
+
     def update_state(self, batch_update: Any) -> None:
         """Follows requests as they enter, move in and leave the batch."""
         process_dict_updates(self.states, batch_update, self._state)
-        HOST.is_wanted = bool(self.states)
+        if self.states or self._decider is not None:
+            self.decider.host.is_wanted = bool(self.states)
 
-    def apply(self, logits: torch.Tensor) -> torch.Tensor:
+    def apply(self, logits: torch.Tensor, *context: Any) -> torch.Tensor:
         """A step's logits `(requests, vocab)`, changed in place for steered requests."""
         return self.decider.decide(logits) if self.states else logits
+
+    @property
+    def decider(self) -> Decider:
+        """Made when it is first needed: vLLM builds its processors before its model."""
+        if self._decider is None:
+            host = host_of(self.config) or Host(None, self.config)
+            self._decider = Decider(host, self.states, counts=_is_first_rank())
+        return self._decider
 
     def _state(self, params: SamplingParams, prompt: list[int] | None, output: list[int]) -> State | None:
         asked = read(params.extra_args)
         if asked is None:
             return None
+        penalties = Penalties(
+            params.presence_penalty, params.frequency_penalty, params.repetition_penalty, prompt or (), output
+        )
         state = State(
             asked,
             prompt or (),
             output,
-            Sampling(params.temperature, max(params.top_k, 0), params.top_p, params.seed),
+            Sampling(params.temperature, max(params.top_k, 0), params.top_p),
             dict(params.logit_bias or {}),
             is_masked=_is_masked(params),
             ends=tuple(sorted(params.all_stop_token_ids)),
+            penalties=None if penalties.is_idle else penalties,
+            min_p=params.min_p,
         )
-        state.refused = fits(asked, len(state.prompt), HOST) or self._refused(state)
+        host = self.decider.host
+        state.refused = host.refused or asked.misfit(state.prompt) or misfit(asked, self.config)
+        if not state.refused and asked.is_stored and not asked.is_salted and _is_caching(self.config):
+            state.refused = UNSALTED
         if not state.sampling.is_greedy:
-            state.random = self._random(state)
+            state.random = self._random(state, params.seed)
         return state
 
-    def _refused(self, state: State) -> str:
-        if not state.is_gated and self.is_caching:
-            return "static steering stores steered keys, not to be read by others: set enable_prefix_caching=False"
-        return ""
+    def _random(self, state: State, seed: int | None) -> torch.Generator:
+        """The request's source of random numbers, as far on as what it has generated: after a preemption it goes on.
 
-    def _random(self, state: State) -> torch.Generator:
-        """The request's source of random numbers, as far on as what it has generated: after a preemption it goes on."""
+        `seed` may be negative in vLLM.
+        """
         source = torch.Generator()
         # Every rank of a tensor-parallel group must draw the same; vLLM seeds their global generators alike.
-        seed = state.sampling.seed
         source.manual_seed(int(torch.randint(2**62, ())) if seed is None else seed)
         even = torch.zeros(self.vocab)
         for _ in state.output:
             draw(even, None, source)
         return source
+
+
+UNSALTED = (
+    f"{NAME}: static steering stores steered keys, which no other request may read: give its prompt a cache_salt of "
+    f"its own and say {NAME}.salted, or start vLLM without prefix caching"
+)
+
+
+def misfit(asked: Asked, config: Any) -> str:
+    """Why the method does not fit the model; empty where it does."""
+    text = config.model_config.hf_text_config
+    try:
+        asked.recipe.check(ModelShape("", int(text.num_hidden_layers), int(text.num_attention_heads)))
+    except HeedfulError as error:
+        return f"{NAME}.method: {error}"
+    return ""
+
+
+def _unsalted(asked: Asked, config: Any, prompt: Any) -> str:
+    is_apart = asked.is_salted and prompt.get("cache_salt")
+    return UNSALTED if asked.is_stored and _is_caching(config) and not is_apart else ""
+
+
+def _is_caching(config: Any) -> bool:
+    return bool(config.cache_config.enable_prefix_caching)
+
+
+def _asking() -> tuple[Any, Any]:
+    """The configuration and the prompt of the request that is being validated, each None where it is not found.
+
+    vLLM hands over the parameters alone, and once a request runs it cannot be refused any more. So its caller's
+    variables are read; where they are others, the worker ends the request instead.
+    """
+    frame, config, prompt = sys._getframe(1), None, None
+    while frame is not None:
+        found = frame.f_locals.get("self")
+        if type(found).__name__ == "InputProcessor":
+            config = getattr(found, "vllm_config", config)
+            given = frame.f_locals.get("prompt")
+            prompt = given if isinstance(given, Mapping) and "prompt_token_ids" in given else prompt
+        frame = frame.f_back  # type: ignore[assignment]
+    return config, prompt
 
 
 def _is_masked(params: SamplingParams) -> bool:

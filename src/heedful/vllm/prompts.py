@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import secrets
 from typing import Any
 
 from heedful.directer import Directer
 from heedful.errors import SpanError
 from heedful.prompt import EncodedPrompt, Instructions, Messages, encode
-from heedful.recipe import Method
-from heedful.vllm.arguments import NAME, read, spelled
+from heedful.recipe import Method, recipe_of
+from heedful.vllm.arguments import NAME, digest, read, spelled
 
 
-def tokens_prompt(tokenizer: Any, messages: Messages, instructions: Instructions = None) -> dict[str, list[int]]:
-    """The prompt for `LLM.generate`, without its tags: the tokens that `sampling_params` counts in."""
-    return {"prompt_token_ids": list(encode(tokenizer, messages, instructions).token_ids)}
+def tokens_prompt(
+    tokenizer: Any, messages: Messages, instructions: Instructions = None, *, is_salted: bool = False
+) -> dict[str, Any]:
+    """The prompt for `LLM.generate`, without its tags: the tokens that `sampling_params` counts in.
+
+    `is_salted`: no other prompt shares its cache, as static steering needs where prefix caching is on.
+    """
+    salt = {"cache_salt": secrets.token_hex(16)} if is_salted else {}
+    return {"prompt_token_ids": list(encode(tokenizer, messages, instructions).token_ids), **salt}
 
 
 def sampling_params(
@@ -44,6 +51,14 @@ def extra_args(encoded: EncodedPrompt, method: Method) -> dict[str, Any]:
             "nothing in the prompt is marked to be heeded: wrap it in <heed>…</heed>, name it in instructions, "
             "or choose no method"
         )
-    asked = {NAME: spelled(encoded.span, len(encoded.token_ids), method)}
-    read(asked)
-    return asked
+    asked = spelled(encoded.span, len(encoded.token_ids), method) | {"digest": digest(encoded.token_ids)}
+    if is_stored(method):
+        asked["salted"] = True  # vLLM's side holds the prompt to it
+    read({NAME: asked})
+    return {NAME: asked}
+
+
+def is_stored(method: Method) -> bool:
+    """Whether the method's steered keys stay in the cache, so that its prompt needs a `cache_salt` of its own."""
+    recipe = recipe_of(method)
+    return recipe is not None and recipe.gate is None

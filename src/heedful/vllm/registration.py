@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import os
+from functools import cache
+
+from heedful.errors import UnsupportedModelError
 
 PREFIX = "Heedful"
 ARCHITECTURES = (
@@ -10,7 +14,6 @@ ARCHITECTURES = (
     "LlamaForCausalLM",
     "MistralForCausalLM",
     "MixtralForCausalLM",
-    "Olmo2ForCausalLM",
     "Phi3ForCausalLM",
     "Qwen2ForCausalLM",
     "Qwen3ForCausalLM",
@@ -26,12 +29,29 @@ def is_on() -> bool:
 
 
 def register() -> None:
-    """The `vllm.general_plugins` entry point. Registers by name only: nothing of vLLM's is imported or patched."""
+    """The `vllm.general_plugins` entry point. Registers by name only: nothing of vLLM's is imported or patched.
+
+    Beside a vLLM that it does not know it does nothing but say so.
+    """
     if not is_on():
         return
-    from vllm import ModelRegistry
+    from vllm import ModelRegistry, __version__
+
+    from heedful.vllm.support import refuse_version
+
+    try:
+        refuse_version(__version__)
+    except UnsupportedModelError as error:
+        warn(str(error))
+        return
     from vllm.v1.attention.backends.registry import AttentionBackendEnum, register_backend
 
     for arch in ARCHITECTURES:
         ModelRegistry.register_model(arch, f"heedful.vllm.models:{PREFIX}{arch}")
     register_backend(AttentionBackendEnum.CPU_ATTN, "heedful.vllm.backend.SteeredBackend")
+
+
+@cache
+def warn(reason: str) -> None:
+    """Says once why nothing is steered here."""
+    logging.getLogger("vllm.heedful").warning("no request will be steered: %s", reason)

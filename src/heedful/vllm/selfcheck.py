@@ -1,25 +1,27 @@
 """Proof, before the first token of an engine, that steering steers: on a few made-up tokens in a block no one owns.
 
-Forks and hooks have been known to skip steering in silence. Three things are asked for: a factor of 1 gives the raw
-logits, a factor of 100 gives in the first layer what the formula says and other logits, and not one stored bit is
-another afterwards.
+Forks and hooks have been known to skip steering in silence. So a factor of 1 must give the raw
+logits, a factor of 100 in the first layer what the formula says and other logits, and not one stored bit may be another
+afterwards.
 """
 
 from __future__ import annotations
 
 import logging
-from typing import Any
 
 import torch
 
 from heedful.errors import UnsupportedModelError
+from heedful.sampling import Sampling
+from heedful.vllm.arguments import NAME, read
+from heedful.vllm.host import Host
 from heedful.vllm.steered import Part
 
 NUM_TOKENS, SPAN, STRENGTH = 8, (2, 5), 100.0
 
 
 @torch.inference_mode()
-def check(host: Any) -> None:
+def check(host: Host) -> None:
     """Raises `UnsupportedModelError` where the steered pass does not do what it should."""
     layer = host.layers[0]
     device = layer.kv_cache.device
@@ -34,12 +36,15 @@ def check(host: Any) -> None:
     )
 
 
-def _check(host: Any, device: torch.device) -> None:
+def _check(host: Host, device: torch.device) -> None:
     vocab = host.config.model_config.get_vocab_size()
     tokens = (torch.arange(NUM_TOKENS, device=device) * 7 + 1) % vocab
     table = torch.zeros(1, dtype=torch.int32, device=device)
     slots = torch.arange(NUM_TOKENS, device=device)
-    raw = host.prefill(tokens, table, slots)[-1].float()
+    host.is_wanted, is_wanted = True, host.is_wanted
+    hidden = host.prefill(tokens, table, slots)[-1:]
+    host.is_wanted = is_wanted
+    raw = hidden[0].float()
     stored = [layer.kv_cache[0].clone() for layer in host.layers]
     none, everywhere = frozenset[int](), frozenset(range(host.num_layers))
     factors = torch.full((SPAN[1] - SPAN[0],), STRENGTH, device=device)
@@ -57,10 +62,11 @@ def _check(host: Any, device: torch.device) -> None:
     if any(not torch.equal(layer.kv_cache[0], block) for layer, block in zip(host.layers, stored, strict=True)):
         raise _failed("stored keys or values are not what they were before a steered pass")
     _check_formula(host, slots, factors, watched[0], close)
+    _check_decision(host, tokens, hidden, host.forward([part])[1])
 
 
 def _check_formula(
-    host: Any, slots: torch.Tensor, factors: torch.Tensor, seen: tuple[int, torch.Tensor, torch.Tensor], close: float
+    host: Host, slots: torch.Tensor, factors: torch.Tensor, seen: tuple[int, torch.Tensor, torch.Tensor], close: float
 ) -> None:
     """The first layer's output of the steered row, computed by hand from what is stored."""
     _, query, output = seen
@@ -77,6 +83,28 @@ def _check_formula(
     found = output[1].float().view_as(expected)
     if not (found - expected).abs().max() <= max(close, 1e-3) * expected.abs().max():
         raise _failed("the first layer's steered attention is not what the formula gives")
+
+
+def _check_decision(host: Host, tokens: torch.Tensor, raw: torch.Tensor, steered: torch.Tensor) -> None:
+    """`raw`, `steered (1, hidden)`: of two tokens that are made the likeliest ones, one is so raw and one steered."""
+    from heedful.vllm.decide import Decider, State
+
+    logits, other = (host.model.compute_logits(hidden).float()[0] for hidden in (raw, steered))
+    gain = other - logits
+    up, down = int(gain.argmax()), int(gain.argmin())
+    middle = float((logits + other)[up] - (logits + other)[down]) / 2
+    ahead = float(logits.max() - logits.min() + other.max() - other.min()) + abs(middle)
+    bias = {up: ahead - middle, down: ahead}
+    for threshold, token in ((0.0, up), (2.0, down)):
+        given = {"spans": [SPAN], "prompt_tokens": NUM_TOKENS, "strength": STRENGTH, "threshold": threshold}
+        asked = read({NAME: {**given, "method": {"name": "directer", "ranking": list(range(host.num_layers))}}})
+        assert asked is not None
+        state = State(asked, tokens.tolist(), (), Sampling(), bias, is_masked=False, ends=())
+        row = logits.clone()[None]
+        for at, more in bias.items():
+            row[0, at] += more
+        if int(Decider(host, {0: state}, counts=False).decide(row).argmax()) != token:
+            raise _failed(f"with a threshold of {threshold:g} another token is decided on than the formula gives")
 
 
 def _failed(reason: str) -> UnsupportedModelError:

@@ -3,6 +3,8 @@
 Linear layers see all rows at once. In attention, a layer's rows go through the backend's own kernel one candidate set
 after the other, the span's keys being scaled in place just before and put back just after: no scratch blocks, no copy
 of a cache, and no bit of what is stored differs afterwards.
+
+A candidate's rows equal the raw ones up to the first layer that it steers, so they enter there, as copies.
 """
 
 from __future__ import annotations
@@ -33,9 +35,10 @@ class Part:
 
 @dataclass
 class SteeredPass:
-    """Rows of `parts`, candidate after candidate: row `c · len(parts) + r` is part r under its set number c.
+    """Rows of `parts`, candidate after candidate: row `c · len(parts) + r` is part r under its set number `order[c]`.
 
-    All parts have as many sets. `keeps`: the steered token's own key and value stay stored, as static steering wants.
+    All parts have as many sets. The first candidate's rows run through all layers, and are raw for as long as others
+    are still to enter. `keeps`: the steered token's own key and value stay stored, as static steering wants.
     `metadata`: the backend's, for one row of each part. `watched`: where each layer's number, queries and outputs are
     noted, if they are asked for.
     """
@@ -49,6 +52,11 @@ class SteeredPass:
 
     def __post_init__(self) -> None:
         device = self.parts[0].span_slots.device
+        entries = [self._entry(c) for c in range(self.num_candidates)]
+        first = max(range(self.num_candidates), key=entries.__getitem__)
+        self.order = sorted(range(self.num_candidates), key=lambda c: (c != first, entries[c]))
+        self.is_in_order = self.order == sorted(self.order)
+        self._active = [1 + sum(entries[c] <= at for c in self.order[1:]) for at in range(self.num_layers)]
         lengths = torch.tensor([len(part.span_slots) for part in self.parts])
         self._own = torch.tensor([part.slot for part in self.parts], device=device)
         self._slots = torch.cat([*(part.span_slots for part in self.parts), self._own])
@@ -56,30 +64,39 @@ class SteeredPass:
         owner = torch.repeat_interleave(torch.arange(len(self.parts)), lengths).to(device)
         span_slots = self._slots[: len(owner)]
         self._is_shared = len(self.parts) > 1 and len(torch.unique(span_slots)) < len(span_slots)
-        is_on = torch.tensor(
-            [[[layer in chosen for chosen in part.sets] for part in self.parts] for layer in range(self.num_layers)]
-        ).transpose(1, 2)  # (layers, candidates, parts)
-        self._is_on = is_on.tolist()
-        self._leaders = _leaders(self._is_on)
-        scaled = torch.where(is_on.to(device)[:, :, owner], factors, 1.0)
+        self._is_on = [
+            [[layer in part.sets[c] for part in self.parts] for c in self.order] for layer in range(self.num_layers)
+        ]
+        self._leaders = _leaders(self._is_on, self._active)
+        scaled = torch.where(torch.tensor(self._is_on, device=device)[:, :, owner], factors, 1.0)
         self._factors = scaled[..., None, None]  # (layers, candidates, span tokens, 1, 1)
         self._all = factors[:, None, None]
         self._rows = [slice(c * len(self.parts), (c + 1) * len(self.parts)) for c in range(self.num_candidates)]
+        self.tokens = torch.tensor([part.token for part in self.parts], device=device)
+        self.positions = torch.tensor([part.position for part in self.parts] * self.num_candidates, device=device)
+
+    def _entry(self, candidate: int) -> int:
+        """The first layer that the candidate steers in any part; the last layer where it steers none."""
+        last = self.num_layers - 1
+        return min(min(part.sets[candidate], default=last) for part in self.parts)
 
     @property
     def num_candidates(self) -> int:
         """Candidate sets, as many for each part."""
         return len(self.parts[0].sets)
 
-    @property
-    def tokens(self) -> list[int]:
-        """Each row's token."""
-        return [part.token for part in self.parts] * self.num_candidates
+    def enter(self, index: int, tensor: torch.Tensor) -> torch.Tensor:
+        """What enters layer `index`: positions of all rows that run there, or `tensor (rows, hidden)` with new rows."""
+        wanted = self._active[index] * len(self.parts)
+        if not tensor.is_floating_point():
+            return self.positions[:wanted]
+        missing = (wanted - len(tensor)) // len(self.parts)
+        return torch.cat([tensor, tensor[: len(self.parts)].repeat(missing, 1)]) if missing else tensor
 
-    @property
-    def positions(self) -> list[int]:
-        """Each row's position."""
-        return [part.position for part in self.parts] * self.num_candidates
+    def all_rows(self, tensor: torch.Tensor) -> torch.Tensor:
+        """`tensor (rows, hidden)` of a layer as `(candidates, parts, hidden)`: those not there yet are still raw."""
+        found = tensor.view(-1, len(self.parts), tensor.shape[-1])
+        return torch.cat([found, found[:1].expand(self.num_candidates - len(found), -1, -1)])
 
     def attend(
         self,
@@ -97,7 +114,7 @@ class SteeredPass:
         stored = _Stored(impl, layer, cache, self._slots, *self.layout.read(cache, self._slots))
         try:
             previous = None
-            for candidate, rows in enumerate(self._rows):
+            for candidate, rows in enumerate(self._rows[: self._active[index]]):
                 leader = self._leaders[index][candidate]
                 if leader != candidate:
                     output[rows] = output[self._rows[leader]]
@@ -111,7 +128,7 @@ class SteeredPass:
                 previous = candidate
                 impl.attend(layer, query[rows], key[rows], value[rows], cache, self.metadata, output[rows])
         finally:
-            stored.put_back(key if self.keeps else None, value)
+            stored.put_back(key[: len(self.parts)] if self.keeps else None, value[: len(self.parts)])
         if self.watched is not None:
             self.watched.append((index, query.clone(), output.clone()))
 
@@ -142,15 +159,15 @@ class SteeredPass:
             output[rows][on == is_on] = found[on == is_on]
 
 
-def _leaders(is_on: list[list[list[bool]]]) -> list[list[int]]:
+def _leaders(is_on: list[list[list[bool]]], active: list[int]) -> list[list[int]]:
     """For each layer and candidate the first candidate whose rows are the same up to there: it is computed for all.
 
-    Most of a ranking's rows are the raw one until the layer that they are to steer.
+    `active`: candidates that have entered; the others are the first one's still.
     """
     leaders, so_far = [], [0] * len(is_on[0])
-    for layer in is_on:
+    for layer, count in zip(is_on, active, strict=True):
         first: dict[tuple[int, tuple[bool, ...]], int] = {}
-        so_far = [first.setdefault((so_far[at], tuple(on)), at) for at, on in enumerate(layer)]
+        so_far = [first.setdefault((so_far[at], tuple(on)), at) for at, on in enumerate(layer[:count])] + so_far[count:]
         leaders.append(so_far)
     return leaders
 

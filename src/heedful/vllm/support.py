@@ -1,4 +1,4 @@
-"""Refuses as vLLM starts what the plug-in cannot steer, in one line that says why and how to run without it."""
+"""Tells what the plug-in cannot steer, in one line that says why. vLLM goes on; requests to be steered are refused."""
 
 from __future__ import annotations
 
@@ -19,6 +19,16 @@ def refuse_version(version: str) -> None:
         return
     low, high = (".".join(map(str, bound)) for bound in TESTED)
     raise _refused(f"vLLM {version} is untested (tested: {low} to below {high}); {ANY_VERSION}=1 tries it")
+
+
+def why_not(config: Any) -> str:
+    """Why nothing can be steered under a configuration, as far as that says; empty where it can."""
+    try:
+        refuse_config(config)
+        refuse_architecture(config.model_config.architectures)
+    except UnsupportedModelError as error:
+        return str(error)
+    return ""
 
 
 def refuse_config(config: Any) -> None:
@@ -43,6 +53,7 @@ def refuse_config(config: Any) -> None:
         "speculative decoding": config.speculative_config is not None,
         "LoRA": config.lora_config is not None,
         "full CUDA graphs (set cudagraph_mode=PIECEWISE)": _has_full_graphs(config),
+        "any device but the CPU": str(config.device_config.device_type) != "cpu",
     }
     for reason, is_so in reasons.items():
         if is_so:
@@ -83,4 +94,4 @@ def refuse_architecture(names: Sequence[str]) -> None:
 
 
 def _refused(reason: str) -> UnsupportedModelError:
-    return UnsupportedModelError(f"Heedful cannot steer here: {reason}; {SWITCH}=off runs vLLM without it")
+    return UnsupportedModelError(f"Heedful cannot steer here: {reason}; {SWITCH}=off takes it out")
