@@ -41,7 +41,8 @@ from heedful.serve.protocol import BusyError
 from heedful.serve.replies import Envelope
 from heedful.serve.schemas import ChatRequest, Heedful
 from heedful.serve.storage import plan
-from heedful.serve.worker import Limits, TransformersEngine
+from heedful.serve.core import TransformersEngine
+from heedful.serve.worker import Limits
 from heedful.steerers import scores_path
 from serving import ASK, CHAT, PLAIN, PROMPT, TEXT, Running, body, eventually, running
 
