@@ -9,6 +9,8 @@ from pathlib import Path
 
 from heedful.spans import parse_tags
 
+PARTS = ("looked at", "held out")
+
 
 @dataclass(frozen=True)
 class Marked:
@@ -37,5 +39,8 @@ def tagged(path: Path) -> list[Marked]:
 
 
 def adversarial(path: Path, parity: int) -> list[Marked]:
-    """Every second prompt of the adversarial file: the even ones were learnt from, the odd ones were held out."""
-    return tagged(path)[parity::2]
+    """Every second prompt of the adversarial file: the even ones were learnt from, the odd ones were held out. What a
+    kind begins with overrules that."""
+    rows = tagged(path)
+    named = [row for row in rows if row.kind.startswith(PARTS[parity])]
+    return [row for row in rows if not row.kind.startswith(PARTS)][parity::2] + named

@@ -29,6 +29,8 @@ _MEASURES = frozenset(_MEASURING.split())
 _ABBREVIATED = "i e g etc vs mr mrs ms dr st no p s u inc ltd jr sr prof approx ca z b d h fig al ft"
 _ABBREVIATIONS = frozenset(_ABBREVIATED.split())
 _ENDERS = frozenset(".!?。！？…")
+_PARTING = _ENDERS | _MEASURES | frozenset(",;:(")  # no other word has a boundary right behind it
+_BEGINNING = _OPENERS | {"0"}  # nor any other one right before it, on its line
 
 
 @dataclass(slots=True)
@@ -51,13 +53,17 @@ def chunks(layout: Layout) -> list[Chunk]:
     text = layout.masked
     starts = [material.start for material in layout.materials]
     found: list[Chunk] = []
-    read, is_material = 0, False
+    read, is_material, before = 0, False, ""
     for match in _WORD.finditer(text):
         start, end = match.span()
-        word = _normal(match[0])
+        written = match[0]
+        word = _normal(written)
         was_material = is_material
         is_material = word == MASK and _inside(layout, starts, start)
-        boundary = _boundary(text[read:start], found[-1].words if found else [], word, match[0])
+        gap = text[read:start]
+        boundary: Boundary | None = None
+        if before in _PARTING or word in _BEGINNING or "\n" in gap:
+            boundary = _boundary(gap, found[-1].words if found else [], word, written)
         if is_material != was_material and boundary is None:
             boundary = "clause"
         if boundary is not None or not found:
@@ -65,7 +71,7 @@ def chunks(layout: Layout) -> list[Chunk]:
         else:
             found[-1].end = end
             found[-1].words.append(word)
-        read = end
+        read, before = end, word
     return found
 
 

@@ -65,6 +65,16 @@ def features(found: Sequence[Chunk]) -> list[Row]:
     return rows
 
 
+def features_at(found: Sequence[Chunk], places: Sequence[int], most: int = 60) -> list[Row]:
+    """The features of the chunks at `places`, in order, as the `most` chunks before and behind them show them.
+
+    Takes time by their number and not by the text's; how far they are from its ends is left out.
+    """
+    first, last = max(places[0] - most, 0), min(places[-1] + most + 1, len(found))
+    rows = features(found[first:last])
+    return [rows[place - first] for place in places]
+
+
 def sentences(found: Sequence[Chunk]) -> Iterator[Sequence[Chunk]]:
     """The chunks, sentence by sentence."""
     start = 0

@@ -12,7 +12,7 @@ from functools import cache
 from typing import Any, Literal
 
 from heedful.detection.chunks import Chunk, chunks
-from heedful.detection.features import Row, features
+from heedful.detection.features import Row, features_at
 from heedful.detection.material import layout
 from heedful.detection.model import probabilities, weights
 from heedful.errors import OptionError
@@ -38,8 +38,7 @@ class Evidence:
         """The reason, or the words and classes of words that spoke most strongly for it."""
         if self.reason:
             return (self.reason,)
-        named = features(self.chunks)
-        return _why([named[place] for place in self.places])
+        return _why(features_at(self.chunks, self.places))
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +97,7 @@ def find(
 def _standing(content: str, message: int, role: str) -> Iterator[Found]:
     """All of a message but its material, paragraph by paragraph."""
     run: list[Chunk] = []
-    for chunk in (*chunks(layout(content)), None):
+    for chunk in (*chunks(layout(content, is_trusted=True)), None):
         if run and (chunk is None or chunk.is_material or chunk.boundary == "paragraph"):
             yield from _found(content, message, run, 1.0, Evidence(f"{role} message"))
             run = []

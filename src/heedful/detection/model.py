@@ -17,6 +17,8 @@ from importlib.resources import files
 from heedful.detection.chunks import Chunk
 from heedful.detection.scorer import Scorer
 
+_MOST_ODDS = 600.0  # e to the power of more is no double
+
 
 @dataclass(frozen=True)
 class Weights:
@@ -66,14 +68,8 @@ def chain(found: Sequence[Chunk], odds: Sequence[float], ties: Mapping[str, tupl
 
 def _passed(odds: float, no: float, yes: float) -> float:
     """The log odds that a neighbour of log odds `odds` passes on: log (e^(odds + yes) + 1) / (e^odds + e^no)."""
-    if odds == -math.inf:
-        return -no
-    return _log_add(odds + yes, 0.0) - _log_add(odds, no)
-
-
-def _log_add(a: float, b: float) -> float:
-    high, low = (a, b) if a > b else (b, a)
-    return high + math.log1p(math.exp(low - high))
+    grown = math.exp(min(odds, _MOST_ODDS))
+    return math.log((grown * math.exp(yes) + 1) / (grown + math.exp(no)))
 
 
 def _probability(odds: float) -> float:

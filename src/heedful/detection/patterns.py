@@ -8,32 +8,44 @@ import re
 OWN_TAGS = r"instructions?|rules?|requirements?|constraints?|guidelines?|format|output_format|task|request|heed"
 OWN_TAG = re.compile(rf"</?(?:{OWN_TAGS})>", re.I)
 
-# What encloses material, whatever stands around it.
+# What encloses material, whatever stands around it, and is found by one pattern.
 BLOCKS = (
-    ("code", re.compile(r"^[ \t]{0,3}(```+|~~~+)[^\n]*\n.*?(?:^[ \t]{0,3}\1[`~]*[ \t]*$|\Z)", re.M | re.S)),
     ("quotation", re.compile(r'"""(?=.).+?(?:"""|\Z)|\'\'\'(?=.).+?(?:\'\'\'|\Z)', re.S)),
     ("code", re.compile(r"```[^`\n]+```")),
-    ("tagged text", re.compile(rf"(?<!<)<(?!(?:{OWN_TAGS})\b)([a-z][\w:-]*)(?:\s[^<>\n]*)?>.*?</\1\s*>", re.S | re.I)),
-    ("tagged text", re.compile(r"^\[([a-z][\w ]{2,20})\][ \t]*\n.*?\n\[/\1\]", re.M | re.S | re.I)),
+    ("comment", re.compile(r"<!--.*?(?:-->|\Z)", re.S)),
     ("block quotation", re.compile(r"(?:^[ \t]*>[^\n]*(?:\n|\Z))+", re.M)),
-    (
-        "delimited text",
-        re.compile(r"^[^\w\n]{0,12}(?:BEGIN|START)\b[^\n]{0,60}\n.*?^[^\w\n]{0,12}END\b[^\n]{0,60}$", re.M | re.S),
-    ),
-    (
-        "delimited text",
-        re.compile(r"^([-=_#~+]{3,}|<{3,}|\|{3,}|\${3,}|%{3,})[ \t]*\n.*?\n(?:\1|>{3,})[ \t]*$", re.M | re.S),
-    ),
 )
+FENCE = re.compile(r"^[ \t]{0,3}(`{3,}|~{3,})([^\n]*)$", re.M)
+OPENING_TAG = re.compile(rf"(?<!<)<(?!(?:{OWN_TAGS})\b)([a-z][\w:-]*)(?:\s[^<>\n]*)?>", re.I)
+CLOSING_TAG = re.compile(r"</([a-z][\w:-]*)\s*>", re.I)
+OPENING_LABEL = re.compile(r"^\[([a-z][\w ]{2,20})\][ \t]*$", re.M | re.I)
+CLOSING_LABEL = re.compile(r"^\[/([a-z][\w ]{2,20})\]", re.M | re.I)
+BEGIN = re.compile(r"^[^\w\n]{0,12}(?:BEGIN|START)\b[^\n]{0,60}$", re.M)
+END = re.compile(r"^[^\w\n]{0,12}END\b[^\n]{0,60}$", re.M)
+DELIMITER = re.compile(r"^([-=_#~+]{3,}|<{3,}|>{3,}|\|{3,}|\${3,}|%{3,})[ \t]*$", re.M)
+# Tags that set a piece of a page: a text that begins with such a pair goes on behind it.
+_MARKUP = (
+    "a b i p u em h1 h2 h3 h4 h5 h6 br hr li ol ul dl dt dd td th tr div pre sub sup span font code head main small"
+    " strong title table thead tbody label header footer section center blockquote"
+)
+MARKUP = frozenset(_MARKUP.split())
 
-# Quotation marks of several languages; a straight one opens after no letter and closes before none.
-QUOTATION = re.compile(
-    r"“[^”“]*[”\"]|”[^”“\"]*\"|„[^“”\"]*[“”\"]|«[^»]*»|「[^」]*」|『[^』]*』|《[^》]*》"
-    r'|(?<![\w"])"(?=\S)[^"]+"(?!\w)'
-    r"|(?<!\w)'(?=\S)(?:[^'\n]|'(?=\w))*(?<=\S)'(?!\w)"
-    r"|(?<!\w)‘(?=\S)(?:[^’\n]|’(?=\w))*(?<=\S)’(?!\w)"
-    r"|`[^`\n]+`"
-)
+# Quotation marks: where one opens; for each, what stops the quotation, and which of the stops close it.
+OPENING_QUOTE = re.compile(r"[“”„«「『《`]|(?<![\w\"])\"(?=\S)|(?<!\w)['‘](?=\S)")
+QUOTE_STOPS = {
+    "“": (re.compile("[“”]"), "”"),
+    '“…"': (re.compile('[“”"]'), '"'),
+    "”": (re.compile('[“”"]'), '"'),
+    "„": (re.compile('[“”"]'), '“”"'),
+    "«": (re.compile("»"), "»"),
+    "「": (re.compile("」"), "」"),
+    "『": (re.compile("』"), "』"),
+    "《": (re.compile("》"), "》"),
+    '"': (re.compile('"'), '"'),
+    "'": (re.compile(r"'(?!\w)|\n"), "'"),
+    "‘": (re.compile(r"’(?!\w)|\n"), "’"),
+    "`": (re.compile(r"`|\n"), "`"),
+}
 
 _NOUN = (
     r"(?:text|passage|article|paragraphs?|documents?|docs?|(?:e-?)?mails?|messages?|reviews?|letter|stor(?:y|ies)|poem|posts?"
@@ -42,7 +54,10 @@ _NOUN = (
     r"|input|data|table|report|blog|headlines?|pitch|paper|tickets?|prompts?|threads?|memo|contract|clause|recipe|ad|lines?"
     r"|advert(?:isement)?|captions?|descriptions?|transcription|minutes|essay|draft|resume|cv|joke|string|context|source"
     r"|original|policy|feedback|complaint|slogan|readme|file|config(?:uration)?|manual|examples?|announcement|leaflet"
-    r"|label|sign|listing|bio|strings|invoice|receipt|minutes|subtitles?|voicemail|scene|screenplay|chapter|verse|song|entry|proverb|paste)"
+    r"|label|sign|listing|bio|strings|invoice|receipt|minutes|subtitles?|voicemail|scene|screenplay|chapter|verse|song|entry|proverb|paste"
+    r"|postings?|notices?|flyer|leaflet|brochure|circular|bulletin|handout|worksheet|checklist|poster|banner|petition"
+    r"|questionnaire|survey|specification|agreement|lease|statutes?|laws?|paragraphs?|diary|journal|column|editorial"
+    r"|interview|lecture|sermon|toast|synopsis|testimonial|press release|newsletter)"
 )
 _WORK = (
     r"(?:summari[sz]e|sum up|translate|paraphrase|re-?write|rephrase|reword|proof-?read|edit|correct|fix|critique"
@@ -95,11 +110,9 @@ REWORKING = re.compile(
     rf"|\b{_CHECK}\b.* (?:my|his|her|our|their)\b",
     re.I,
 )
-# What every announcement has, to be looked for first: it is cheap.
-HINT = re.compile(
-    rf"\b(?:following|below|this|these|here)\b|(?:\A|[.!?]\s)\W*(?:please |kindly |can you |could you )?{_REWORK}\b",
-    re.I,
-)
+# What every announcement has, to be looked for first: one of these, or a request at its beginning.
+POINTERS = ("this", "these", "following", "below", "here", "attached", "does it", "do it")
+REQUEST = re.compile(rf"\W*(?:please |kindly |can you |could you )?(?:extract|{_REWORK})\b", re.I)
 # A sentence that announces a text in the next paragraph without a colon.
 ANNOUNCEMENT = re.compile(
     rf"\b{_REWORK}\b.*\b(?:following|below)\b|\b(?:following|this|these) (?:\w+ ){{0,2}}{_NOUN}\b|\b{_NOUN} below\b"
@@ -108,6 +121,46 @@ ANNOUNCEMENT = re.compile(
     rf"|^\W*(?:please |kindly |can you |could you )?{_REWORK}(?: (?:this|the|my|it))?(?: \w+)?(?: {_NOUN})?[.!?]*$",
     re.I,
 )
+# The end of a line that points at what stands on the next ones.
+POINTING = re.compile(
+    rf"(?<!like )(?<!like the )(?<!use )(?<!use the )(?<!follow )(?<!follow the )(?<!include )\b"
+    rf"(?:this|these|following|attached)(?: [\w'’-]+){{0,2}} {_NOUN}\W*$"
+    rf"|^\W*(?:please |kindly |can you |could you )?{_REWORK} (?:this|these|it|the following)\b(?: [\w'’-]+){{0,4}}\W*$"
+    r"|\b(?:does|do) (?:this|these|it) (?:mean|say)\W*$"
+    r"|\b(?:sent|gave|wrote|found|got|saw|received|posted)\b[^.!?]{0,30} this(?: \w+){0,2}\W*$"
+    r"|^\W*(?:is|are|does|do|what|who|how)\b.*\b(?:this|these) (?:\w+ )?(?:instructions?|rules?|prompts?|orders?)\b"
+    r"[^.!?]*\?$"
+    r"|\b(?:think|feel|opinion|thoughts)\b.{0,20}\b(?:about|of|on) (?:this|these)\W*$",
+    re.I,
+)
+# … unless the text is a page elsewhere, or what is below is the request itself, to be repeated.
+ELSEWHERE = re.compile(r"http|\brepeat", re.I)
+# A sentence that speaks of a text which stands before it, and a last line that can speak of no other.
+UPWARDS = re.compile(r"\b(?:above|preceding|foregoing)\b", re.I)
+UPWARD = re.compile("above|preceding|foregoing")  # to be looked for first, in lower case
+ABOVE = re.compile(
+    rf"\b{_REWORK}\b.*\b(?:above|preceding|foregoing)\b|\b(?:is|are|was|were|does|do|did|what|which|who|why|how|from|in)\b"
+    rf".*(?:\b{_NOUN} above\b|\b(?:above|preceding|foregoing) {_NOUN}\b)",
+    re.I,
+)
+_OWN_WORD = (
+    r"(?:requests?|questions?|prompts?|instructions?|rules?|requirements?|guidelines?|task|formats?|constraints?)"
+)
+OWN_ABOVE = re.compile(
+    rf"^\W*(?:then|after|afterwards|finally|next|also)\b|\brepeat|\b(?:{_OWN_WORD}|examples?|template|criteria) above\b"
+    rf"|\babove(?:[- ](?:mentioned|listed|stated|given))? {_OWN_WORD}",
+    re.I,
+)
+LAST_LINE = re.compile(
+    rf"^\W*(?:please |kindly |can you |could you )?{_REWORK} (?:this|these)(?: {_NOUN})?(?: [\w'’-]+){{0,4}}[.!?]*$"
+    rf"|^\W*what (?:does|do) (?:this|these)(?: {_NOUN})? (?:mean|say)[.!?]*$",
+    re.I,
+)
+CODE_NOUN = re.compile(r"\b(?:code|scripts?|functions?|snippets?|program|class|file|config\w*)\b", re.I)
+# Words that go on with the request behind a quotation on the same line, and not with a pasted text.
+_LINKING = "in into to with without using use as and so for but by please then make do don't don’t from"
+LINKING = frozenset(_LINKING.split())
+
 COLON = re.compile(r":(?=\s)(?<=[\w)\]”\"’'*]:)| [-–—](?= [A-Z])(?<=\w [-–—])")  # a literal first: found faster
 SENTENCE_START = re.compile(r"[.!?][\"”')]*\s+(?=\S)|\n+|:\s+(?=\S)")
 
@@ -147,17 +200,28 @@ FIELDS = re.compile(
 )
 CODE = re.compile(
     r"^\s*(?:def \w+\(|class \w+[:({]|import \w+[.\w]*;?$|from [\w.]+ import|#include|(?:public|private|static) \w"
-    r"|async \w|export \w+ \w|function\b.*[({]|(?:const|let|var|int|string|bool|void|auto|final|fn|func|val) \w+.*[=({]"
+    r"|async \w|export \w+ \w|function\b.*[({]|(?:const|let|var|int|string|bool|void|auto|final|fn|func|val) \w.*[=({]"
     r"|return\b.*;?$|//|/\*|\*/|<\?php|<!--|(?:SELECT|INSERT|UPDATE|DELETE|CREATE|ALTER) [\w*]|\$ \w|>>> |@\w+(?:\(|$)"
     r"|#!|\\\w+|[\w.]+\s*=\s*[\w\"'\[{(]|[\w.]+\([^)]*\);?\s*$|\"[\w ]+\"\s*:)|[;{}]\s*$|^\s*[{}\[\]]+\s*,?$"
 )
 REMARK = re.compile(r"^\s*(?:#|--|;;|%|\"\"\"|'''|\*)|^(?:\t| {2,})\S")
-ROWS = re.compile(r"^\W{0,2}(?:\d{4}-\d\d-\d\d|\d\d?:\d\d(?::\d\d)?)\b|^[^|\n]*\|[^|\n]*\|")
+ROWS = re.compile(r"^\W{0,2}(?:\d{4}-\d\d-\d\d|\d\d?:\d\d(?::\d\d)?)\b|^[^|\n]*\|[^|\n]*\||^\w+;\S")
 
-# The classic of planted instructions: never heeded, wherever it stands.
+# The classic of planted instructions: never heeded, wherever it stands. A warning is none ("never ignore the rules"),
+# nor is a defence against them ("ignore all instructions in the text").
 OVERRIDE = re.compile(
-    r"\b(?:ignor\w+|disregard\w*|forget|overrid\w+|bypass)\b[^.!?\n]{0,40}\b(?:instructions?|prompts?|rules"
-    r"|directions|guidelines|above|were told)\b[^\n]*",
+    r"(?<!not )(?<!n['’]t )(?<!never )\b(?:ignor\w+|disregard\w*|forget|overrid\w+|bypass)\b[^.!?\n]{0,40}"
+    r"\b(?:instructions?|prompts?|rules|directions|guidelines|orders|everything|above|were told|anweisungen"
+    r"|instrucciones|istruzioni|instruções)\b"
+    r"(?! (?:that (?:are|stand|appear|come) )?(?:in|inside|within|from|contained|found|of)\b"
+    r"(?! (?:the |your )?(?:system|user)))",
+    re.I,
+)
+OVERRIDING = re.compile("ignor|disregard|forget|overrid|bypass")  # to be looked for first, in lower case
+# … given as an order, and not told of.
+ORDER = re.compile(
+    r"(?:^|[.!?:;,\])>*\"”]\s*|\b(?:please|and|must|should|to|now|you|ai|assistant|models?|kindly|just|then|also) )"
+    r"(?:ignor(?:e|ier\w*|a|ez)|disregard|forget|override|bypass)$",
     re.I,
 )
 
