@@ -256,7 +256,7 @@ class ThreadedEngine(ABC):
     def _submit(self, request: Request) -> Answer:
         return self._decoder.submit(request)
 
-    def _ended(self, ticket: Ticket, answer: Answer) -> None:
+    def _ended(self, ticket: Ticket, answer: Answer) -> None:  # noqa: B027 (most have nothing to do)
         """Hears that an answer is finished."""
 
     def _leave(self, ticket: Ticket) -> None:
