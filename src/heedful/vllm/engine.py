@@ -7,6 +7,7 @@ with its tokens. Several GPUs or machines are for vLLM's own server, see docs/vl
 from __future__ import annotations
 
 import math
+import os
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -212,6 +213,7 @@ def loaded(
 ) -> Loaded:
     """A model in vLLM, ready to be served. `options`: further ones of vLLM's `EngineArgs`.
 
+    Sets `VLLM_ENABLE_V1_MULTIPROCESSING` for this process, without which vLLM on a CPU starts processes of its own.
     Raises `OptionError` where vLLM is missing or an option is unknown, `ModelError` where vLLM does not start.
     """
     try:
@@ -221,6 +223,7 @@ def loaded(
     except ImportError as error:
         raise OptionError(f"--engine vllm needs vLLM beside Heedful, see docs/vllm.md ({error})") from error
     path = str(resolve(model))
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     try:
         arguments = EngineArgs(
             **{
@@ -231,6 +234,7 @@ def loaded(
                 "max_num_batched_tokens": limits.prefill_tokens,
                 "enable_prefix_caching": limits.reuses_prefixes,
                 "disable_log_stats": True,
+                "distributed_executor_backend": "uni",  # in this process: the decisions are noted here
                 **options,
             }
         )
@@ -238,7 +242,6 @@ def loaded(
         raise OptionError(f"--engine-option: vLLM knows no such option ({error})") from error
     try:
         config = arguments.create_engine_config()
-        # In this process, whatever the environment says: the decisions are noted here.
         engine = LLMEngine(config, Executor.get_class(config), log_stats=False, multiprocess_mode=False)
     except HeedfulError:
         raise
