@@ -11,8 +11,7 @@ from heedful.cli import app
 from heedful.constraints import constraint
 from heedful.errors import OptionError
 from heedful.methods import NAMES, method_by_name, parse_method, parse_methods
-from heedful.recipe import recipe_of
-from heedful.scoring import noted, score
+from heedful.scoring import score
 
 PROMPT = "Name three rivers. <heed>Do not use any commas.</heed>"
 METHODS = {
@@ -56,16 +55,6 @@ def test_figures_are_the_raw_models(lm: heedful.LM, rows: list[heedful.Compared]
         assert stats.seconds == seconds
         assert row.tokens_per_second == pytest.approx(stats.generated_tokens / seconds)
     assert rows[0].changed == 0
-
-
-def test_raw_probabilities_of_decoding_are_the_score(lm: heedful.LM, rows: list[heedful.Compared]) -> None:
-    prompt, found = lm.encode(PROMPT).token_ids, {}
-    for row in rows:
-        found[row.name] = noted(row.result.trace.steps, recipe_of(METHODS[row.name]))
-        if found[row.name] is not None:
-            scored = score(lm.engine, prompt, row.result.token_ids).log_probs
-            assert found[row.name] == pytest.approx(scored, abs=1e-3)
-    assert {name for name, one in found.items() if one is None} == {"static", "pasta", "spotlight", "instaboost"}
 
 
 def test_a_score_in_pieces_is_the_score(lm: heedful.LM, monkeypatch: pytest.MonkeyPatch) -> None:

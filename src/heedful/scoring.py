@@ -9,8 +9,6 @@ from dataclasses import dataclass
 import torch
 
 from heedful.engine import Chunk, Engine
-from heedful.recipe import Recipe
-from heedful.trace import Step
 
 SCORED_TOKENS = 512
 
@@ -24,27 +22,11 @@ class Score:
 
     @property
     def perplexity(self) -> float:
-        """That of the answer, see `perplexity`."""
-        return perplexity(self.log_probs)
-
-
-def perplexity(log_probs: Sequence[float]) -> float:
-    """exp of the mean negative log-probability; infinite where that is too large for a float."""
-    try:
-        return math.exp(-sum(log_probs) / len(log_probs))
-    except OverflowError:
-        return math.inf
-
-
-def noted(steps: Sequence[Step], recipe: Recipe | None) -> tuple[float, ...] | None:
-    """The raw log-probabilities that decoding itself took note of: equal to `score`'s, with no further forward.
-
-    None where it could not: an ungated steerer makes no raw pass, and a probability below the smallest float is 0.
-    """
-    has_raw = recipe is None or recipe.gate is not None or recipe.contrast is not None
-    if not has_raw or not all(step.p_raw for step in steps):
-        return None
-    return tuple(math.log(step.p_raw) for step in steps)
+        """exp of the mean negative log-probability; infinite where that is too large for a float."""
+        try:
+            return math.exp(-sum(self.log_probs) / len(self.log_probs))
+        except OverflowError:
+            return math.inf
 
 
 @torch.inference_mode()

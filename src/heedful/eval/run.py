@@ -20,9 +20,9 @@ from heedful.eval.tasks import Example, Task
 from heedful.generate import LM, Job, Result
 from heedful.journal import file_name
 from heedful.provenance import Facts, described, facts_of
-from heedful.recipe import Method, recipe_of
+from heedful.recipe import Method
 from heedful.sampling import Sampling
-from heedful.scoring import noted, perplexity, score
+from heedful.scoring import score
 
 Records = dict[str, dict[str, Any]]
 
@@ -243,7 +243,7 @@ def _answers(
         if isinstance(result, HeedfulError):
             yield _failed(plan.task, asked[index], str(result))
         else:
-            yield _record(lm, plan.task, asked[index], variant, result)
+            yield _record(lm, plan.task, asked[index], result)
 
 
 def _job(lm: LM, plan: Plan, variant: Variant, example: Example) -> Job:
@@ -255,11 +255,9 @@ def _job(lm: LM, plan: Plan, variant: Variant, example: Example) -> Job:
     return variant.job(example, limit)
 
 
-def _record(lm: LM, task: Task, example: Example, variant: Variant, result: Result) -> dict[str, Any]:
-    encoded, stats = lm.encode(example.prompt, example.instructions), result.stats
-    raw = noted(result.trace.steps, recipe_of(variant.method))
-    if raw is None:
-        raw = score(lm.engine, encoded.token_ids, result.token_ids).log_probs
+def _record(lm: LM, task: Task, example: Example, result: Result) -> dict[str, Any]:
+    encoded = lm.encode(example.prompt, example.instructions)
+    stats, raw = result.stats, score(lm.engine, encoded.token_ids, result.token_ids)
     try:
         verdict = task.judge(example, result.text)
     except Exception as error:  # a checker's own fault must not end a run of hours; it is reported, and scores nothing
@@ -286,7 +284,7 @@ def _record(lm: LM, task: Task, example: Example, variant: Variant, result: Resu
             "accepted_by_layers": by_layers,
         },
         "ranking": list(result.trace.ranking),
-        "perplexity": perplexity(raw),
+        "perplexity": raw.perplexity,
         **textstats.describe(result.text),
     }
 
