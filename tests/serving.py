@@ -17,9 +17,10 @@ import heedful
 from heedful.serve import run
 from heedful.serve.app import WebPage, create_app
 from heedful.serve.config import Config, Keys
+from heedful.serve.core import TransformersEngine
 from heedful.serve.service import Service
 from heedful.serve.storage import plan
-from heedful.serve.worker import Limits, TransformersEngine
+from heedful.serve.worker import Limits
 
 PROMPT = "Plan a trip to Japan. <heed>Do not use any commas.</heed>"
 ASK: list[Any] = [{"role": "user", "content": PROMPT}]

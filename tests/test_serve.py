@@ -34,6 +34,7 @@ from heedful.methods import GATED, METHODS, NAMES
 from heedful.recipe import ModelShape
 from heedful.serve import guard, routes, run
 from heedful.serve.config import is_loopback
+from heedful.serve.core import TransformersEngine
 from heedful.serve.fair import FairQueue
 from heedful.serve.generation import unless_gone
 from heedful.serve.marking import Default
@@ -41,7 +42,7 @@ from heedful.serve.protocol import BusyError
 from heedful.serve.replies import Envelope
 from heedful.serve.schemas import ChatRequest, Heedful
 from heedful.serve.storage import plan
-from heedful.serve.worker import Limits, TransformersEngine
+from heedful.serve.worker import Limits
 from heedful.steerers import scores_path
 from serving import ASK, CHAT, PLAIN, PROMPT, TEXT, Running, body, eventually, running
 

@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 
 from heedful.engine import Chunk, Edit, Result, Row
-from heedful.errors import NumericError
+from heedful.errors import HeedfulError, NumericError
 from heedful.recipe import Recipe
 from heedful.sampling import Drawing, Sampling
 from heedful.trace import Alternative, Stats, Step
@@ -63,7 +63,7 @@ class Emitted:
     decided: Step | None
     finish_reason: FinishReason | None
     top: tuple[tuple[int, float], ...] = ()
-    error: NumericError | None = None
+    error: HeedfulError | None = None
     alternatives: tuple[Alternative, ...] = ()
 
     @property

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 
@@ -19,7 +19,7 @@ from heedful.errors import ContextLengthError, HeedfulError, ModelError, Numeric
 from heedful.extraction import copied_out
 from heedful.models import resolve
 from heedful.prompt import EncodedPrompt, Instructions, Messages, encode, is_auto, way_of
-from heedful.recipe import Method, recipe_of
+from heedful.recipe import Method, ModelShape, recipe_of
 from heedful.sampling import Sampling
 from heedful.spans import TokenSpan
 from heedful.text import TextStream
@@ -97,6 +97,11 @@ class LM:
     def __init__(self, model: Any, tokenizer: Any, *, prepare: bool | None = None) -> None:
         self.model, self.tokenizer = model, tokenizer
         self.engine = Engine(model, prepare=prepare)
+
+    @property
+    def shape(self) -> ModelShape:
+        """The model's name, layers and heads, as methods ask for them."""
+        return self.engine.shape
 
     def generate(
         self,
@@ -294,8 +299,9 @@ def events(decoder: Decoder, answers: Sequence[Answering]) -> Generator[Event, N
             for emitted in decoder.step():
                 answer = waiting[emitted.answer]
                 if emitted.error is not None:
-                    emitted.error.index = answer.index
-                    raise emitted.error
+                    error = cast(NumericError, emitted.error)  # the core's decoder has no other
+                    error.index = answer.index
+                    raise error
                 if answer.result is None:
                     yield answer.take(emitted, decoder)
     finally:

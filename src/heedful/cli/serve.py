@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from heedful.checks import choice
 from heedful.cli import options
 from heedful.errors import OptionError
 
@@ -39,6 +41,12 @@ def serve(
     keep_rankings: Annotated[
         bool, typer.Option("--keep-rankings", help="Rank layers anew only for other instructions or methods.")
     ] = False,
+    engine: Annotated[
+        str, typer.Option(help="transformers, or vllm where vLLM is installed beside Heedful: docs/vllm.md.")
+    ] = "transformers",
+    engine_option: Annotated[
+        list[str] | None, typer.Option(help="vllm: NAME=VALUE, an option of its EngineArgs; may be repeated.")
+    ] = None,
     playground: Annotated[
         bool, typer.Option("--playground", help="Also a page at /playground that shows what steering does.")
     ] = False,
@@ -51,6 +59,9 @@ def serve(
         from heedful.serve import launch, marking, run, worker
     except ImportError as error:
         raise OptionError(f"the server needs its extra: pip install 'heedful[serve]' ({error})") from error
+    choice("engine", engine, ("transformers", "vllm"))
+    if engine_option and engine != "vllm":
+        raise OptionError("--engine-option is for --engine vllm")
     method = options.spelled(method, settings)
     page = _playground() if playground else None
     keys = configs.read_keys(api_key_file)
@@ -67,10 +78,34 @@ def serve(
     )
     marking.Default.of(method)  # what is wrong with it is better said before the model is loaded
     with run.listen(host, port) as bound:
-        lm = options.load_quietly(model, device, dtype)
-        config = replace(config, model_name=model or lm.engine.shape.name or config.model_name)
         limits = worker.Limits(max_batch, max_queue, prefill_chunk, reuse_prefixes, keep_rankings)
-        launch.launch(lm, config, limits, keys=keys, bound=bound, max_context=max_context, page=page)
+        if engine == "vllm":
+            loaded = _in_vllm(model, device, dtype, limits, max_context, engine_option or [])
+        else:
+            loaded = launch.local(options.load_quietly(model, device, dtype), limits, max_context)
+        config = replace(config, model_name=model or loaded.text.shape.name or config.model_name)
+        launch.launch(loaded, config, keys=keys, bound=bound, page=page)
+
+
+def _in_vllm(model: str | None, device: str, dtype: str, limits: Any, max_context: int | None, given: list[str]) -> Any:
+    """The model in vLLM's engine, with further options of it, whose values are JSON where they can be."""
+    from heedful.vllm import engine
+
+    if device != "cpu":
+        raise OptionError(f"vLLM chooses its device by itself; leave --device {device} out")
+    if limits.keeps_rankings:
+        raise OptionError("vLLM ranks the layers of every request; leave --keep-rankings out")
+    return engine.loaded(model, dtype, limits, max_context, dict(map(_option, given)))
+
+
+def _option(text: str) -> tuple[str, Any]:
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise OptionError(f"--engine-option must be NAME=VALUE; got {text!r}")
+    try:
+        return name, json.loads(value)
+    except ValueError:
+        return name, value
 
 
 def _playground() -> Any:

@@ -139,7 +139,7 @@ def _growing(service: Service, spec: str, method: Method | None, choice: Choice)
     recipe = recipe_of(method)
     is_checked = recipe is not None and recipe.gate is not None
     layers = None if recipe is None else recipe.layers
-    return Growing(spec, choice, is_checked, layers, service.lm.engine.num_layers)
+    return Growing(spec, choice, is_checked, layers, service.lm.shape.num_layers)
 
 
 def _submit(

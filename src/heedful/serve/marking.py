@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
 from heedful.displacement import Displaced
 from heedful.errors import OptionError, SpanError
 from heedful.methods import from_settings, method_by_name, read_spec
 from heedful.prompt import AUTO, EncodedPrompt, Instructions, Messages, is_auto
 from heedful.recipe import Method, ModelShape, recipe_of
+from heedful.serve.protocol import Encoder
 from heedful.serve.schemas import Heedful
 from heedful.steerers import Pasta
 
@@ -83,13 +84,6 @@ def _refuse_pooled(method: Method | None) -> None:
             "pooled SpotLight reads a prompt in pieces that would hold up all other answers; "
             "ask for spotlight-gated:pooled=true, or leave pooled out"
         )
-
-
-class Encoder(Protocol):
-    """What turns a prompt into tokens: an `LM`, or a tokenizer alone."""
-
-    def encode(self, prompt: Messages, instructions: Instructions = None, *, raw: bool = False) -> EncodedPrompt:
-        """As `LM.encode`."""
 
 
 def mark(lm: Encoder, messages: Messages, asked: Heedful | None, default: Default, heed: str) -> Marked:

@@ -1,17 +1,18 @@
 """What the server asks of an engine: tokens and a span in, a stream of decided tokens out. Knows neither HTTP nor text.
 
-Another engine takes the place of `worker.TransformersEngine` by doing what `Engine` says.
+`core.TransformersEngine` is one; another takes its place by doing what `Engine` says, with a `Text` beside it.
 """
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from heedful.answer import FinishReason
 from heedful.errors import HeedfulError
-from heedful.recipe import Method
+from heedful.prompt import EncodedPrompt, Instructions, Messages
+from heedful.recipe import Method, ModelShape
 from heedful.sampling import Sampling
 from heedful.serve.fair import NOBODY
 from heedful.spans import TokenSpan
@@ -91,6 +92,25 @@ class Status:
         return self.state in ("ok", "degraded")
 
 
+class Encoder(Protocol):
+    """What turns a prompt into tokens: an `LM`, or a tokenizer alone."""
+
+    def encode(self, prompt: Messages, instructions: Instructions = None, *, raw: bool = False) -> EncodedPrompt:
+        """As `LM.encode`."""
+
+
+class Text(Encoder, Protocol):
+    """The model's text side: an `LM`, or a tokenizer beside another engine."""
+
+    @property
+    def tokenizer(self) -> Any:
+        """The transformers tokenizer."""
+
+    @property
+    def shape(self) -> ModelShape:
+        """The model's name, layers and heads."""
+
+
 class TokenStream(Protocol):
     """The tokens of one request, as they are decided. Iterating raises the `HeedfulError` that ended it.
 
@@ -119,6 +139,9 @@ class Engine(Protocol):
 
         Raises `BusyError`, `StoppingError`, `EngineError`, or the `HeedfulError` that says what is wrong with it.
         """
+
+    def check(self, method: Method) -> None:
+        """Raises `OptionError` where no request can be steered by `method`."""
 
     def refuse_if_busy(self, num_requests: int = 1, owner: str = "", before: Mapping[str, int] = NOBODY) -> None:
         """Raises what `submit` would if the next `num_requests` requests of `owner` cannot be taken.

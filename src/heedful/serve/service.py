@@ -13,10 +13,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
-from heedful.errors import ContextLengthError, OptionError
-from heedful.generate import LM
+from heedful.errors import ContextLengthError
 from heedful.prompt import EncodedPrompt
-from heedful.recipe import Method
 from heedful.sampling import Sampling
 from heedful.serve.choice import Choice
 from heedful.serve.config import Config
@@ -25,7 +23,7 @@ from heedful.serve.generation import Generation
 from heedful.serve.marking import Default, Marked, as_messages, by_default, mark, with_seed
 from heedful.serve.metrics import Metrics
 from heedful.serve.problems import RequestError, TimeLimitError
-from heedful.serve.protocol import Engine, Settings, TokenStream
+from heedful.serve.protocol import Engine, Settings, Text, TokenStream
 from heedful.serve.replies import Envelope
 from heedful.serve.schemas import ChatRequest, CompletionRequest
 
@@ -44,24 +42,18 @@ class Asked:
 class Service:
     """Everything that routes share. One thread encodes prompts, so that long ones do not hold up the streams."""
 
-    def __init__(self, lm: LM, engine: Engine, config: Config) -> None:
+    def __init__(self, lm: Text, engine: Engine, config: Config) -> None:
         """Raises `OptionError` where the configured method cannot be had on this model."""
         self.lm, self.engine, self.config = lm, engine, config
         self.metrics = Metrics(engine)
         self.default = Default.of(config.method)
         method = self.default.method(None)
         if method is not None:
-            self._check_default(method)
+            engine.check(method)
         self._encoder = FairThread("heedful-encoder")
         self._encoding: Counter[str] = Counter()  # by owner, answers whose prompts are being encoded or wait for it
         longest = max(map(len, lm.tokenizer.get_vocab()))
         self._most_characters = engine.context_length * (longest + MARKUP) + MARKUP
-
-    def _check_default(self, method: Method) -> None:
-        recipe = method.recipe()
-        recipe.check(self.lm.engine.shape)
-        if recipe.contrast is not None and self.engine.status().num_slots < 2:
-            raise OptionError("the method needs two slots for each answer, and there is one: --max-batch 2 or more")
 
     async def encode(self, messages: list[dict[str, str]], num_answers: int, owner: str) -> EncodedPrompt:
         """A conversation as tokens, marked as in a request that names nothing; a part of `owner`'s queue meanwhile.

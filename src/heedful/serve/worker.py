@@ -1,4 +1,4 @@
-"""The transformers engine behind the protocol: one thread owns the model, its decoder and its slots.
+"""An engine behind the protocol whose thread owns the model: what queues, joins and leaves is the same for all of them.
 
 Requests join and leave between two steps. Event loops only queue, cancel and listen; tensors never leave the thread.
 """
@@ -10,25 +10,21 @@ import logging
 import math
 import threading
 import time
-from collections import OrderedDict, defaultdict
-from collections.abc import AsyncIterator, Hashable, Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections import defaultdict
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 
 from heedful.answer import Answer, Emitted, Request
-from heedful.decode import Decoder
 from heedful.errors import ContextLengthError
-from heedful.generate import LM
-from heedful.ranking import Measured
+from heedful.recipe import Method
 from heedful.serve.fair import NOBODY, FairQueue
 from heedful.serve.protocol import BusyError, EngineError, Settings, State, Status, StoppingError, Token
-from heedful.serve.storage import Storage
 from heedful.spans import TokenSpan
 
 FAILURES_IN_A_ROW = 3
-KEPT_RANKINGS = 1024
 LONGEST_RETRY_AFTER = 60
-PREFILL_TOKENS = {True: 128, False: 1024}  # on a CPU, elsewhere
 
 log = logging.getLogger("heedful.serve")
 Message: TypeAlias = "Token | BaseException"
@@ -39,7 +35,7 @@ class Limits:
     """`max_running` answers at a time, `max_queue` more that wait; see `Decoder` for the rest.
 
     `prefill_tokens` None: as many as a step can read in a small part of a second, by the device. `keeps_rankings`:
-    layers are ranked anew only where the instruction's tokens or the method are other ones; see `Rankings`.
+    layers are ranked anew only where the instruction's tokens or the method are other ones; see `core.Rankings`.
     """
 
     max_running: int = 16
@@ -49,41 +45,29 @@ class Limits:
     keeps_rankings: bool = False
 
 
-class Rankings:
-    """The rankings of the instructions that were met last, by their tokens and the method; at most `size` of them.
+class Decoding(Protocol):
+    """What the engine's thread steps: `heedful.decode.Decoder`, or what answers as it does. Used by one thread."""
 
-    A ranking depends on the whole prompt that it was measured on: who keeps it lets an answer depend a little on who
-    asked the same before.
-    """
+    def has_room(self, request: Request) -> bool:
+        """Whether the next step would start `request`, were it submitted now."""
 
-    def __init__(self, size: int) -> None:
-        self.size = size
-        self._kept: OrderedDict[Hashable, Measured] = OrderedDict()
+    def submit(self, request: Request) -> Answer:
+        """Queues a request."""
 
-    def find(self, request: Request) -> Measured | None:
-        """What is known of the request's instruction."""
-        key = self._key(request)
-        if key not in self._kept:
-            return None
-        self._kept.move_to_end(key)
-        return self._kept[key]
+    def finish(self, sequence: Answer) -> None:
+        """Ends a sequence early and frees what it holds; does nothing if it has ended."""
 
-    def keep(self, request: Request, answer: Answer) -> None:
-        """Notes what was measured for the `answer` to `request`."""
-        if self.size and answer.sensitivity:
-            self._kept[self._key(request)] = Measured(answer.ranking, answer.sensitivity)
-            if len(self._kept) > self.size:
-                self._kept.popitem(last=False)
+    def step(self) -> Sequence[Emitted]:
+        """The tokens that a step settled."""
 
-    def _key(self, request: Request) -> Hashable:
-        tokens = tuple(request.token_ids[position] for position in request.positions)
-        return tokens, request.weights, request.recipe
+    def reset(self) -> None:
+        """Forgets all that runs and waits, after a step that raised."""
 
 
 class Ticket:
     """A request on its way through the engine: where its tokens are listened for, and how it is cancelled."""
 
-    def __init__(self, engine: TransformersEngine, request: Request, owner: str) -> None:
+    def __init__(self, engine: ThreadedEngine, request: Request, owner: str) -> None:
         self.request, self.owner = request, owner
         self.answer: Answer | None = None
         self.loop = asyncio.get_running_loop()
@@ -116,23 +100,13 @@ class Ticket:
         self._inbox.put_nowait(message)
 
 
-class TransformersEngine:
-    """Continuous batching of `lm` in a thread of its own; see `protocol.Engine`."""
+class ThreadedEngine(ABC):
+    """A model that one thread steps, whatever runs it; see `protocol.Engine`. What differs is in `_request` and in its
+    `decoder`."""
 
-    def __init__(self, lm: LM, storage: Storage, limits: Limits) -> None:
-        """`storage` says how many slots of what length there are; they are allocated here."""
-        self._lm, self._limits = lm, limits
-        self.context_length = storage.context
-        self._decoder = Decoder(
-            lm.engine,
-            storage.num_slots,
-            storage.capacity,
-            limits.max_running,
-            prefill_tokens=limits.prefill_tokens or PREFILL_TOKENS[lm.engine.device.type == "cpu"],
-            reuses_prefixes=limits.reuses_prefixes,
-            fails_alone=True,
-        )
-        self._rankings = Rankings(KEPT_RANKINGS if limits.keeps_rankings else 0)
+    def __init__(self, decoder: Decoding, context_length: int, limits: Limits) -> None:
+        self._decoder, self._limits = decoder, limits
+        self.context_length = context_length
         self._wake = threading.Condition()
         self._waiting: FairQueue[Ticket] = FairQueue()
         self._running: dict[Answer, Ticket] = {}
@@ -141,6 +115,14 @@ class TransformersEngine:
         self._failure, self._num_failures, self._failures_in_a_row = "", 0, 0
         self._steps, self._mean_seconds = 0, 1.0
         self._thread = threading.Thread(target=self._run, name="heedful-engine", daemon=True)
+
+    @abstractmethod
+    def check(self, method: Method) -> None:
+        """Raises `OptionError` where it cannot be steered by `method`; see `protocol.Engine.check`."""
+
+    @abstractmethod
+    def _request(self, tokens: tuple[int, ...], span: TokenSpan, settings: Settings) -> Request:
+        """What the decoder is asked. Raises the `HeedfulError` that says what is wrong; called by event loops."""
 
     # What event loops call
 
@@ -160,17 +142,7 @@ class TransformersEngine:
                 f"prompt and answer need {len(tokens)} + {settings.max_new_tokens} = {needed} tokens, "
                 f"but this server holds {self.context_length}"
             )
-        request = self._lm.request_for(
-            tokens,
-            span,
-            method=settings.method,
-            max_new_tokens=settings.max_new_tokens,
-            sampling=settings.sampling,
-        )
-        self._decoder.check(request)
-        ticket = Ticket(
-            self, replace(request, num_top=settings.num_top, num_alternatives=settings.num_alternatives), settings.owner
-        )
+        ticket = Ticket(self, self._request(tokens, span, settings), settings.owner)
         with self._wake:
             num_over = self._refuse_if_busy(1, settings.owner)
             given_way = [self._waiting.crowd_out() for _ in range(num_over)]
@@ -282,13 +254,10 @@ class TransformersEngine:
                 ticket.begun = time.monotonic()  # Retry-After counts those that wait; a mean with waits counted twice
 
     def _submit(self, request: Request) -> Answer:
-        """Queues it at the decoder, with the ranking that is known of its instruction."""
-        known, recipe = self._rankings.find(request), request.recipe
-        if known is None or recipe is None:
-            return self._decoder.submit(request)
-        answer = self._decoder.submit(replace(request, recipe=replace(recipe, ranking=known.order)))
-        answer.sensitivity = known.scores
-        return answer
+        return self._decoder.submit(request)
+
+    def _ended(self, ticket: Ticket, answer: Answer) -> None:  # noqa: B027 (most have nothing to do)
+        """Hears that an answer is finished."""
 
     def _leave(self, ticket: Ticket) -> None:
         if ticket.answer is None:
@@ -308,7 +277,7 @@ class TransformersEngine:
                 ticket = self._running[one.answer]
                 messages.append((ticket, one.error or _token(one)))
                 if one.finish_reason is not None:
-                    self._rankings.keep(ticket.request, one.answer)
+                    self._ended(ticket, one.answer)
                     del self._running[one.answer]
                     self._mean_seconds += 0.1 * (time.monotonic() - ticket.begun - self._mean_seconds)
         _send(messages)

@@ -19,6 +19,7 @@ from heedful.recipe import Method, Recipe, recipe_of
 from heedful.spans import TokenSpan
 
 NAME = "heedful"
+TRAIL = "heedful_trail"  # beside it, in one process: under which name the decisions are noted
 MAX_TOKENS = 1 << 20  # of a prompt: what is asked must not fill memory before vLLM has seen the prompt
 FIELDS = ("spans", "prompt_tokens", "digest", "salted", "method", "strength", "threshold")
 

@@ -16,6 +16,7 @@ import torch
 
 from heedful import ranking
 from heedful.sampling import Sampling, draw
+from heedful.trace import Decision
 from heedful.vllm.arguments import Asked
 from heedful.vllm.host import Host, Raw
 from heedful.vllm.metrics import counters
@@ -24,6 +25,15 @@ from heedful.vllm.steered import Part
 
 PROBE_ROWS = 512  # of one ranking forward
 HEAD = 1024  # likeliest tokens among which a nucleus is looked for first: sorting a whole vocabulary takes longer
+
+
+@dataclass(frozen=True)
+class Note:
+    """What was decided for one token, as in `heedful.trace.Step`."""
+
+    decision: Decision
+    layers: int
+    trials: int
 
 
 @dataclass(eq=False)
@@ -50,6 +60,18 @@ class State:
     factors: torch.Tensor | None = None
     random: torch.Generator | None = None
     is_replayed: bool = False
+    notes: list[Note] | None = None
+    """Where each token's decision is noted, for who runs vLLM in its own process and asked for it."""
+
+    def note(self, decision: Decision, trial: int = -1) -> None:
+        """Notes what came of a step; `trial`: the place of the candidate set that was taken."""
+        if self.notes is None:
+            return
+        sets = self.sets or ()
+        if decision == "accepted":
+            self.notes.append(Note(decision, len(sets[trial]), trial + 1))
+        else:
+            self.notes.append(Note(decision, 0, len(sets) if decision == "rejected" else 0))
 
     def token(self, position: int) -> int:
         """The token at a position of prompt and answer."""
@@ -205,9 +227,13 @@ class Decider:
                 tried.append(at)
             else:
                 done["skipped"] += 1
+                item.state.note("skipped")
         if tried:
             self._trials(ready, tried, raw, logits[[rows[at] for at in tried]], tokens, done)
-            done["rejected"] += sum(at not in tokens for at in tried)
+            rejected = [at for at in tried if at not in tokens]
+            done["rejected"] += len(rejected)
+            for at in rejected:
+                ready[at].state.note("rejected")
         for at, item in enumerate(ready):
             if at not in tokens:
                 tokens[at] = tops[at] if item.state.random is None else item.state.draw(logits[item.row])
@@ -290,6 +316,7 @@ class Decider:
             if not taken:
                 continue
             done["accepted"] += 1
+            item.state.note("accepted", taken[0])
             token = wanted[at][taken[0]]
             if item.state.random is not None:
                 plausible = None

@@ -17,7 +17,7 @@ from vllm.v1.sample.logits_processor.interface import LogitsProcessor
 from heedful.errors import HeedfulError
 from heedful.recipe import ModelShape
 from heedful.sampling import Sampling, draw
-from heedful.vllm.arguments import NAME, Asked, read
+from heedful.vllm.arguments import NAME, TRAIL, Asked, read
 from heedful.vllm.decide import Decider, State
 from heedful.vllm.host import Host, host_of
 from heedful.vllm.penalties import Penalties
@@ -110,6 +110,7 @@ class Heedful(LogitsProcessor, Other):
             min_p=params.min_p,
         )
         host = self.decider.host
+        state.notes = host.notes.get(str((params.extra_args or {}).get(TRAIL)))
         state.refused = host.refused or asked.misfit(state.prompt) or misfit(asked, self.config)
         if not state.refused and asked.is_stored and not asked.is_salted and _is_caching(self.config):
             state.refused = UNSALTED
