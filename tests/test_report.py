@@ -16,6 +16,7 @@ from heedful.eval import charts, figures, page, paired, report, runs, tables, ti
 from heedful.eval.lifbench import SUBTASKS
 from heedful.eval.run import file_name
 from heedful.eval.runs import Comparison, Run
+from heedful.provenance import both
 
 pytest.importorskip("matplotlib")
 GATE = {"threshold": 0.5, "strict": False}
@@ -568,3 +569,9 @@ def test_a_picture_that_is_not_ours_is_its_text() -> None:
 def test_a_page_obeys_no_html() -> None:
     assert "&lt;script&gt;" in page.page("<b>", "<script>x</script>", {})
     assert "<title>&lt;b&gt;</title>" in page.page("<b>", "", {})
+
+
+def test_what_parts_were_made_with_is_named_once() -> None:
+    assert both("a; b", "b; c") == both(both("a", "b"), both("b", "c")) == "a; b; c"
+    assert both("a; b", "a; b") == "a; b"
+    assert both(None, 32) == both(32, 32) == 32

@@ -134,7 +134,7 @@ def merged(path: Path, found: dict[str, Any], wanted: dict[str, Any], place: str
 
 
 def both(first: Any, second: Any) -> Any:
-    """What two parts of a run were made with, where it differs both."""
-    if first is None:
+    """What two parts of a run were made with, where it differs both, each named once."""
+    if first is None or first == second:
         return second
-    return first if str(second) in str(first).split("; ") else f"{first}; {second}"
+    return "; ".join(dict.fromkeys([*str(first).split("; "), *str(second).split("; ")]))
