@@ -237,7 +237,7 @@ def _has_key(scope: Scope) -> bool:
     keys = [key for key in (getattr(args, "api_key", None) or [envs.VLLM_API_KEY]) if key]
     if not keys or not path.startswith(GUARDED_PREFIX):
         return True
-    return AuthenticationMiddleware(None, keys).verify_token(Headers(scope=scope))  # type: ignore[arg-type]
+    return AuthenticationMiddleware(None, keys).verify_token(Headers(scope=scope))
 
 
 def _is_tagged(value: Any) -> bool:
