@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 import heedful
+import tiny
 from heedful import batch, cli
 from heedful.batch import Source
 from heedful.errors import ContextLengthError, ModelError, OptionError, SpanError
@@ -74,7 +75,9 @@ def test_answers_come_as_they_end(vllm: VllmAnswerer) -> None:
 
 
 def test_a_vllm_that_does_not_start_is_one_line(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text('{"model_type": "llama", "architectures": ["LlamaForCausalLM"]}')
+    tiny.build("llama").save_pretrained(tmp_path)
+    config = (tmp_path / "config.json").read_text()
+    (tmp_path / "config.json").write_text(config.replace('"num_key_value_heads": 2', '"num_key_value_heads": 3'))
     with pytest.raises(ModelError, match=r"^vLLM does not start with [^\n]*$"):
         answerer(Source(str(tmp_path), dtype="float32", engine="vllm"))
 
