@@ -547,7 +547,7 @@ def test_the_command_is_the_server_with_the_page(tiny: heedful.LM, monkeypatch: 
 
     served: dict[str, Any] = {}
     monkeypatch.setattr(options, "load_quietly", lambda *_: tiny)
-    monkeypatch.setattr(launch, "launch", lambda lm, config, limits, **more: served.update(more, config=config))
+    monkeypatch.setattr(launch, "launch", lambda loaded, config, **more: served.update(more, config=config))
     playground.command(port=0, method="static:strength=3", max_batch=4)
     assert served["page"] == WebPage(PATH, mount)
     assert served["config"].method == "static:strength=3"

@@ -176,10 +176,14 @@ def _bounded(send: Send) -> Send:
     """`send`, which raises `StalledError` where the client takes nothing for long."""
 
     async def bounded(message: Message) -> None:
-        try:
-            await asyncio.wait_for(send(message), SEND_SECONDS)
-        except asyncio.TimeoutError:
-            raise StalledError from None
+        sending = asyncio.ensure_future(send(message))
+        try:  # not `wait_for`, which may take a cancellation that comes as the message is sent for its end
+            done, _ = await asyncio.wait({sending}, timeout=SEND_SECONDS)
+        finally:
+            sending.cancel()
+        if not done:
+            raise StalledError
+        sending.result()
 
     return bounded
 
