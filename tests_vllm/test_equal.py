@@ -10,6 +10,7 @@ import torch
 import heedful
 import tiny
 from heedful.vllm.decide import filtered
+from heedful.vllm.steered import Part
 from tiny import case, expected, generated, plainly
 
 
@@ -49,6 +50,25 @@ def test_candidate_sets_share_one_forward(llm: Any) -> None:
     before = host.num_forwards
     generated(llm, [case(seed, new=12) for seed in range(6)])
     assert 2 <= host.num_forwards - before <= 1 + 12  # ranking once, then at most one a step for all six
+
+
+def test_what_is_shared_is_steered_in_one_forward(llama: Pair, llm: Any) -> None:
+    """Requests that read the same stored tokens and scale them differently: nothing stored is changed for either."""
+    parts = [case(seed) for seed in range(2)]
+    span = torch.arange(5, 12)
+
+    def part(one: Any, factor: float) -> Part:
+        table = torch.ones(1, dtype=torch.int32)  # the block that the first request was stored in
+        return Part(one.prompt[-1], 39, table, 39, span, torch.full((7,), factor), (frozenset([0, 1]), frozenset()))
+
+    host = tiny.host(llm)
+    generated(llm, plainly(parts))
+    with torch.inference_mode():
+        together = host.forward([part(parts[0], 3.0), part(parts[0], 50.0)])
+        apart = [host.forward([part(parts[0], factor)])[:, 0] for factor in (3.0, 50.0)]
+    assert torch.allclose(together, torch.stack(apart, 1), atol=1e-5)
+    assert not torch.allclose(together[0, 0], together[0, 1], atol=1e-3)
+    assert torch.allclose(together[1, 0], together[1, 1], atol=1e-5)
 
 
 @pytest.mark.parametrize(

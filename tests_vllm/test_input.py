@@ -15,6 +15,7 @@ import tiny
 from heedful.errors import UnsupportedModelError
 from heedful.vllm import processor, read, support
 from heedful.vllm.decide import Decider, State
+from heedful.vllm.layout import learn
 from heedful.vllm.steered import SteeredPass
 from tiny import case, generated, plainly
 
@@ -220,26 +221,45 @@ def test_switched_off_vllm_is_vllm(path: Path, monkeypatch: pytest.MonkeyPatch, 
 
 @pytest.mark.parametrize("fault", ["skipped", "kept", "half", "raw"])
 def test_the_self_check_sees_hooks_that_do_not_steer(llm: Any, monkeypatch: pytest.MonkeyPatch, fault: str) -> None:
-    from heedful.vllm import selfcheck, steered
+    from heedful.vllm import selfcheck
+
+    def changed(self: SteeredPass) -> None:
+        whole(self)
+        if fault == "kept":
+            self.keeps = True
+        else:
+            self._factors = torch.where(self._factors == 50.0, 25.0 if fault == "half" else 1.0, self._factors)
 
     selfcheck.check(tiny.host(llm))
-    if fault == "skipped":
-        monkeypatch.setattr(SteeredPass, "_changes", lambda self, index, candidate, previous: False)
-    elif fault == "kept":
-        monkeypatch.setattr(steered._Stored, "put_back", lambda self, key, value: None)
-    elif fault == "raw":
+    whole = SteeredPass.__post_init__
+    if fault == "raw":
         monkeypatch.setattr(Decider, "decide", lambda self, logits: logits)
     else:
         monkeypatch.setattr(selfcheck, "STRENGTH", 50.0)
-        whole = SteeredPass.__post_init__
-
-        def halved(self: Any) -> None:
-            whole(self)
-            self._factors = torch.where(self._factors == 50.0, 25.0, self._factors)
-
-        monkeypatch.setattr(SteeredPass, "__post_init__", halved)
+        monkeypatch.setattr(SteeredPass, "__post_init__", changed)
     with pytest.raises(UnsupportedModelError, match="self-check failed"):
         selfcheck.check(tiny.host(llm))
+
+
+@pytest.mark.parametrize("is_even", [True, False])
+def test_keys_are_read_in_whatever_order_they_are_stored(is_even: bool) -> None:
+    size, heads, dim = 4, 2, 3
+    count = size * heads * dim * 2
+    order = torch.arange(count) if is_even else torch.randperm(count, generator=torch.Generator().manual_seed(0))
+    cache = torch.zeros(3, count)
+
+    def store(key: torch.Tensor, value: torch.Tensor, slots: torch.Tensor) -> None:
+        both = torch.cat([key.flatten(1), value.flatten(1)], 1)
+        for slot, numbers in zip(slots.tolist(), both, strict=True):
+            cache[slot // size, order.view(size, -1)[slot % size]] = numbers
+
+    layout = learn(cache, size, heads, (dim, dim), store)
+    assert (layout._places[0].steps is not None) == is_even
+    cache.copy_(torch.randn(3, count, generator=torch.Generator().manual_seed(1)))
+    keys, values = layout.blocks(cache, torch.tensor([2, 1]))
+    wanted = layout.read(cache, torch.tensor([*range(8, 12), *range(4, 8)]))
+    assert torch.equal(keys.permute(0, 3, 1, 2).flatten(0, 1), wanted[0])
+    assert torch.equal(values.permute(0, 2, 1, 3).flatten(0, 1), wanted[1])
 
 
 def test_metrics_count_what_is_decided(llm: Any) -> None:
@@ -302,8 +322,10 @@ def test_what_cannot_be_steered_runs_plain(tmp_path: Path) -> None:
         generated(llm, [case(0)])
 
 
-def test_a_failed_self_check_leaves_vllm_alone(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(SteeredPass, "_changes", lambda self, index, candidate, previous: False)
+@pytest.mark.parametrize("fault", [{"enter": lambda self, index, tensor: tensor * 0}, {"attend": lambda *_: None}])
+def test_a_failed_self_check_leaves_vllm_alone(path: Path, monkeypatch: pytest.MonkeyPatch, fault: Any) -> None:
+    for name, broken in fault.items():
+        monkeypatch.setattr(SteeredPass, name, broken)
     llm = tiny.llm(path)
     assert len(generated(llm, plainly([case(0)]))[0]) == 24
     assert "self-check failed" in tiny.host(llm).refused

@@ -7,10 +7,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from typing import Any
 
 import httpx
 import pytest
+from starlette.requests import Request
+from starlette.responses import StreamingResponse
 
 import heedful
 from heedful import models
@@ -46,10 +47,13 @@ class Vllm:
     def __del__(self) -> None:
         self.server.kill()
 
-    async def __call__(self, request: Any) -> Any:
-        async with httpx.AsyncClient(base_url=self.url, timeout=None) as client:
-            answer = await client.post(request.url.path, json=await request.json())
-            return {"node": ray.get_runtime_context().get_node_id(), **answer.json()}
+    async def __call__(self, request: Request) -> StreamingResponse:
+        client = httpx.AsyncClient(base_url=self.url, timeout=None)
+        kind = {"content-type": "application/json"}
+        asked = client.build_request("POST", request.url.path, content=await request.body(), headers=kind)
+        answer = await client.send(asked, stream=True)
+        headers = {"content-type": answer.headers["content-type"], "x-node": ray.get_runtime_context().get_node_id()}
+        return StreamingResponse(answer.aiter_raw(), answer.status_code, headers)
 
 
 @pytest.fixture(scope="module")
@@ -75,8 +79,13 @@ def url() -> Iterator[str]:
 def test_replicas_on_two_nodes_steer(url: str) -> None:
     lm = heedful.load(dtype="float32")
     body = {"model": "smol", "messages": [{"role": "user", "content": PROMPT}], "max_tokens": NEW, "temperature": 0}
-    answers = [httpx.post(f"{url}/v1/chat/completions", json=body, timeout=None).json() for _ in range(8)]
     wanted = lm.generate(PROMPT, max_new_tokens=NEW).text
     assert wanted != lm.generate(PROMPT, method=None, max_new_tokens=NEW).text
-    assert {answer["choices"][0]["message"]["content"] for answer in answers} == {wanted}, json.dumps(answers)[:2000]
-    assert len({answer["node"] for answer in answers}) == 2
+    asked = f"{url}/v1/chat/completions"
+    answers = [httpx.post(asked, json=body, timeout=None) for _ in range(8)]
+    assert {answer.json()["choices"][0]["message"]["content"] for answer in answers} == {wanted}
+    assert len({answer.headers["x-node"] for answer in answers}) == 2
+    with httpx.stream("POST", asked, json={**body, "stream": True}, timeout=None) as streamed:
+        chunks = [json.loads(line[6:]) for line in streamed.iter_lines() if line.startswith("data: {")]
+    assert "".join(chunk["choices"][0]["delta"].get("content") or "" for chunk in chunks) == wanted
+    assert httpx.post(asked, json={**body, "heedful": {"method": "spotlight"}}, timeout=None).status_code == 400

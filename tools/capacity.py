@@ -98,12 +98,12 @@ def ratio(model: Model, num_machines: int, slots: int, rate: float, *, is_shared
 def plugin(model: Model, num_machines: int, slots: int, rate: float) -> float:
     """Steered throughput ÷ plain of the vLLM plug-in: where any gate is open, one more forward of the candidate rows.
 
-    Each candidate set reads the caches of the gated answers for itself.
+    The caches of the gated answers are read once for all of their candidate sets.
     """
     plain = seconds(terms(model, num_machines, slots, slots, 1))
     share = 1 - (1 - rate) ** slots  # of steps that have a second forward
     gated = slots * rate / share
-    second = seconds(terms(model, num_machines, gated, gated * model.num_sets, model.num_sets))
+    second = seconds(terms(model, num_machines, gated, gated * model.num_sets, 1))
     return plain / (plain + share * second)
 
 

@@ -12,20 +12,9 @@ from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend, CPUAttentio
 
 
 class SteeredImpl(CPUAttentionBackendImpl):
-    """vLLM's CPU attention; inside a steered pass, candidate after candidate."""
+    """vLLM's CPU attention, but for the rows of a steered pass."""
 
-    def attend(
-        self,
-        layer: Any,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        kv_cache: torch.Tensor,
-        attn_metadata: Any,
-        output: torch.Tensor,
-    ) -> None:
-        """vLLM's own kernel."""
-        super().forward(layer, query, key, value, kv_cache, attn_metadata, output)
+    is_steerable = True
 
     def forward(
         self,

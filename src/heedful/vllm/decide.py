@@ -1,7 +1,7 @@
 """Decides each steered request's next token from the raw logits of a step: gate, trials, sampling, as in the core.
 
 All gated requests of a step, under all their candidate sets, are one steered forward; ranking, once a request, is
-another. Only requests that share stored tokens which one of them would change wait for a forward of their own.
+another.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class State:
     sets: tuple[frozenset[int], ...] | None = None
     refused: str = ""
     is_told: bool = False
-    span_slots: torch.Tensor | None = None
+    span: torch.Tensor | None = None
     factors: torch.Tensor | None = None
     random: torch.Generator | None = None
     is_replayed: bool = False
@@ -143,39 +143,17 @@ class Decider:
     def _part(self, item: Ready, raw: Raw, sets: tuple[frozenset[int], ...], at: int | None = None) -> Part:
         """A request's share of a forward for its current token, or for that at position `at`."""
         state, table = item.state, raw.block_table[item.row]
-        if state.span_slots is None:
+        if state.span is None:
             span = state.asked.span
             steerer = state.asked.recipe.steerer
-            state.span_slots = self.host.slots(table, torch.tensor(span.positions, device=table.device))
+            state.span = torch.tensor(span.positions, device=table.device)
             state.factors = steerer.factors(torch.tensor(span.weights, device=table.device))  # type: ignore[union-attr]
         assert state.factors is not None
         position = item.seq_len - 1 if at is None else at
         token = raw.tokens[item.row] if at is None else state.token(at)
-        past = len(state.span_slots) - (state.asked.span.positions[-1] >= position)  # a row's own key is not scaled
+        past = len(state.span) - (state.asked.span.positions[-1] >= position)  # a row's own key is not scaled
         slot = self.host.slot(table, position)
-        return Part(token, position, table, slot, state.span_slots[:past], state.factors[:past], sets)
-
-    def _groups(self, parts: Sequence[Part]) -> list[list[int]]:
-        """The parts that can be in one forward: none changes what another one reads in a way of its own."""
-        size = self.host.layout.block_size
-        blocks = [part.block_table[: part.position // size + 1] for part in parts]
-        every = torch.cat(blocks)
-        if len(torch.unique(every)) == len(every):
-            return [list(range(len(parts)))]
-        touched = [set(found.tolist()) for found in blocks]
-        marks = [
-            dict(zip(part.span_slots.tolist(), part.factors.tolist(), strict=True)) | {part.slot: None}
-            for part in parts
-        ]
-        groups: list[list[int]] = []
-        for at in range(len(parts)):
-            for group in groups:
-                if not any(_clash(marks[at], marks[other], touched[at] & touched[other], size) for other in group):
-                    group.append(at)
-                    break
-            else:
-                groups.append([at])
-        return groups
+        return Part(token, position, table, slot, state.span[:past], state.factors[:past], sets)
 
     # Ranking
 
@@ -194,13 +172,12 @@ class Decider:
         sets = (frozenset[int](), *(frozenset([layer]) for layer in range(layers)))
         parts = [self._part(item, raw, sets, len(item.state.prompt) - 1) for item in probed]
         most = max(1, PROBE_ROWS // len(sets))
-        for group in self._groups(parts) if parts else []:
-            for begin in range(0, len(group), most):
-                self._probe([probed[at] for at in group[begin : begin + most]], [parts[at] for at in group[begin:]])
+        for begin in range(0, len(parts), most):
+            self._probe(probed[begin : begin + most], parts[begin : begin + most])
 
     def _probe(self, items: Sequence[Ready], parts: Sequence[Part]) -> None:
         with self.host.capturing() as captured:
-            self.host.forward(parts[: len(items)])
+            self.host.forward(parts)
         for at, item in enumerate(items):
             own = [(pre[:, at], post[:, at]) for pre, post in captured]
             self._settle_sets(item.state, ranking.measured(item.state.asked.recipe.ranking, own).order)
@@ -270,13 +247,12 @@ class Decider:
                 self._part(ready[tried[at]], raw, _padded(state.sets or (), most))
                 for at, state in zip(items, states, strict=True)
             ]
-            for group in self._groups(parts) if parts else []:
-                members = [items[place] for place in group]
-                hidden = self.host.forward([parts[place] for place in group], keeps=keeps)
-                steered = self.host.model.compute_logits(hidden.flatten(0, 1)).float().view(*hidden.shape[:2], -1)
-                self._alike(steered, [states[place] for place in group], own[members])
-                places = [tried[at] for at in members]
-                self._judge(ready, places, steered, own[members], totals[members], tokens, done)
+            if not parts:
+                continue
+            hidden = self.host.forward(parts, keeps=keeps)
+            steered = self.host.model.compute_logits(hidden.flatten(0, 1)).float().view(*hidden.shape[:2], -1)
+            self._alike(steered, states, own[items])
+            self._judge(ready, [tried[at] for at in items], steered, own[items], totals[items], tokens, done)
 
     def _replay(self, item: Ready, raw: Raw) -> None:
         """After a preemption vLLM has read the answer so far as if it were prompt: stores it steered, as it was."""
@@ -383,13 +359,3 @@ def _is_put(item: Ready, token: int, top: int) -> bool:
 def _padded(sets: tuple[frozenset[int], ...], length: int) -> tuple[frozenset[int], ...]:
     """`length` sets, the last one again and again: what was rejected once is rejected again."""
     return (*sets, *[sets[-1]] * (length - len(sets)))
-
-
-def _clash(a: dict[int, float | None], b: dict[int, float | None], blocks: set[int], block_size: int) -> bool:
-    """Whether two parts that share `blocks` want different things of a slot there."""
-    if not blocks:
-        return False
-    mine, others = (
-        {slot: factor for slot, factor in marks.items() if slot // block_size in blocks} for marks in (a, b)
-    )
-    return mine != others or None in mine.values()

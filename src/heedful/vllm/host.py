@@ -119,8 +119,9 @@ class Host:
 
             try:
                 check(self)
-            except UnsupportedModelError as error:
-                self.refuse(str(error))
+            except Exception as error:  # whatever it is, vLLM's own answers are none the worse
+                is_told = isinstance(error, UnsupportedModelError)
+                self.refuse(str(error) if is_told else f"Heedful's self-check failed: {error!r}")
                 return
         if self.is_wanted:
             self._raw = (tokens, metadata[name])
@@ -132,11 +133,6 @@ class Host:
         tokens, metadata = self._raw
         last = tokens[metadata.query_start_loc[1:].long() - 1]
         return Raw(last.tolist(), metadata.seq_lens.tolist(), metadata.block_table)
-
-    def slots(self, block_table: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        """The cache slots of a sequence's `positions`."""
-        size = self.layout.block_size
-        return block_table[positions // size].long() * size + positions % size
 
     def slot(self, block_table: torch.Tensor, position: int) -> int:
         """The cache slot of one position of a sequence."""
@@ -151,15 +147,9 @@ class Host:
         watched: list[tuple[int, torch.Tensor, torch.Tensor]] | None = None,
     ) -> torch.Tensor:
         """Hidden states `(candidates, parts, hidden)` of one steered pass."""
-        device = parts[0].block_table.device
-        metadata = self._metadata(
-            torch.tensor([part.position + 1 for part in parts], dtype=torch.int32, device=device),
-            torch.stack([part.block_table for part in parts]),
-            torch.tensor([part.slot for part in parts], device=device),
-        )
-        steered = SteeredPass(list(parts), self.num_layers, self.layout, metadata, keeps, watched)
+        steered = SteeredPass(list(parts), self.num_layers, self.layout, keeps, watched)
         self.num_forwards += 1
-        with self._running(steered, metadata):
+        with self._running(steered):
             hidden: torch.Tensor = self.model(steered.tokens, steered.positions[: len(parts)])
         hidden = hidden.view(steered.num_candidates, len(parts), -1)
         return hidden if steered.is_in_order else hidden[torch.tensor(steered.order).argsort()]
@@ -170,7 +160,7 @@ class Host:
 
         count = len(tokens)
         lengths = torch.tensor([count], dtype=torch.int32, device=tokens.device)
-        metadata = self._metadata(lengths, block_table[None], slots, num_queries=count)
+        metadata = self._metadata(lengths, block_table[None], slots, count)
         names = list(self.index)
         context = create_forward_context(
             dict.fromkeys(names, metadata),
@@ -183,11 +173,11 @@ class Host:
         return hidden
 
     @contextmanager
-    def _running(self, steered: SteeredPass, metadata: Any) -> Iterator[None]:
+    def _running(self, steered: SteeredPass) -> Iterator[None]:
         from vllm.forward_context import create_forward_context, override_forward_context
 
-        # Without a slot mapping vLLM stores nothing by itself.
-        context = create_forward_context(dict.fromkeys(self.index, metadata), self.config, skip_compiled=True)
+        # Without a slot mapping vLLM stores nothing by itself; its metadata are for kernels that are not called.
+        context = create_forward_context(dict.fromkeys(self.index), self.config, skip_compiled=True)
         self.current = steered
         handles = [
             block.register_forward_pre_hook(partial(_enter, steered, index), with_kwargs=True)
@@ -202,7 +192,7 @@ class Host:
                 handle.remove()
 
     def _metadata(
-        self, seq_lens: torch.Tensor, block_table: torch.Tensor, slots: torch.Tensor, num_queries: int = 1
+        self, seq_lens: torch.Tensor, block_table: torch.Tensor, slots: torch.Tensor, num_queries: int
     ) -> Any:
         """The backend's metadata for `num_queries` last tokens of each sequence."""
         from vllm.v1.attention.backend import CommonAttentionMetadata

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 
@@ -26,6 +27,15 @@ class Layout:
     values: torch.Tensor
     block_size: int
     block_stride: int
+
+    def blocks(self, cache: torch.Tensor, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys `(blocks, kv_heads, head_dim, block_size)` and values `(blocks, kv_heads, block_size, head_dim)`."""
+        keys, values = (_gathered(cache, places, ids, self.block_stride) for places in self._places)
+        return keys, values
+
+    @cached_property
+    def _places(self) -> tuple[_Places, _Places]:
+        return _places(self.keys.permute(1, 2, 0)), _places(self.values.permute(1, 0, 2))
 
     def read(self, cache: torch.Tensor, slots: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values `(tokens, kv_heads, head_dim)` of the tokens in `slots`."""
@@ -62,6 +72,34 @@ def learn(cache: torch.Tensor, block_size: int, heads: int, dims: tuple[int, int
     places = _offsets(block).flatten()[order]
     keys, values = places[: key.numel()].view(key.shape), places[key.numel() :].view(value.shape)
     return Layout(keys, values, block_size, cache.stride(0))
+
+
+@dataclass(frozen=True)
+class _Places:
+    """Distances of numbers from the start of their block; `steps` along each dimension where they are even."""
+
+    offsets: torch.Tensor
+    start: int
+    steps: tuple[int, ...] | None
+
+
+def _places(offsets: torch.Tensor) -> _Places:
+    start, even = int(offsets[0, 0, 0]), offsets[:1, :1, :1]
+    steps = []
+    for dim, size in enumerate(offsets.shape):
+        line = offsets[tuple(slice(None) if each == dim else slice(1) for each in range(offsets.ndim))]
+        steps.append(int(line.flatten()[min(1, size - 1)]) - start)
+        shape = [size if each == dim else 1 for each in range(offsets.ndim)]
+        even = even + (torch.arange(size, device=offsets.device) * steps[-1]).view(shape)
+    return _Places(offsets, start, tuple(steps) if torch.equal(even, offsets) else None)
+
+
+def _gathered(cache: torch.Tensor, places: _Places, ids: torch.Tensor, block_stride: int) -> torch.Tensor:
+    """What lies at `places` of each of these blocks, as a copy."""
+    if places.steps is None:
+        return _memory(cache)[(ids * block_stride)[:, None, None, None] + places.offsets]
+    shape, strides = (len(cache), *places.offsets.shape), (block_stride, *places.steps)
+    return cache.as_strided(shape, strides, cache.storage_offset() + places.start)[ids]
 
 
 def _memory(cache: torch.Tensor) -> torch.Tensor:

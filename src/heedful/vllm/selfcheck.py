@@ -49,7 +49,13 @@ def _check(host: Host, device: torch.device) -> None:
     none, everywhere = frozenset[int](), frozenset(range(host.num_layers))
     factors = torch.full((SPAN[1] - SPAN[0],), STRENGTH, device=device)
     part = Part(
-        int(tokens[-1]), NUM_TOKENS - 1, table, NUM_TOKENS - 1, slots[SPAN[0] : SPAN[1]], factors, (none, everywhere)
+        int(tokens[-1]),
+        NUM_TOKENS - 1,
+        table,
+        NUM_TOKENS - 1,
+        torch.arange(*SPAN, device=device),
+        factors,
+        (none, everywhere),
     )
     watched: list[tuple[int, torch.Tensor, torch.Tensor]] = []
     plain, steered = host.forward([part], watched=watched)[:, 0].float()

@@ -1,8 +1,8 @@
 """One steered forward: every candidate set of every gated request in one batch of rows, over vLLM's own cache.
 
-Linear layers see all rows at once. In attention, a layer's rows go through the backend's own kernel one candidate set
-after the other, the span's keys being scaled in place just before and put back just after: no scratch blocks, no copy
-of a cache, and no bit of what is stored differs afterwards.
+Linear layers see all rows at once. In attention the keys and values before each request's current token are read from
+the cache once for all of its candidates, and scores are scaled as in the core: nothing that is stored is touched, so
+that requests may share it, however each is steered.
 
 A candidate's rows equal the raw ones up to the first layer that it steers, so they enter there, as copies.
 """
@@ -16,10 +16,12 @@ import torch
 
 from heedful.vllm.layout import Layout
 
+LARGEST = 1 << 24  # scores at a time; more are taken a few parts after the other
+
 
 @dataclass(frozen=True)
 class Part:
-    """One request's share: its current token, and the slots of the span's tokens before it with a factor each.
+    """One request's share: its current token, and the span's tokens before it with a factor each.
 
     `sets`: the layers to steer, one set for each candidate.
     """
@@ -28,7 +30,7 @@ class Part:
     position: int
     block_table: torch.Tensor
     slot: int
-    span_slots: torch.Tensor
+    span: torch.Tensor
     factors: torch.Tensor
     sets: tuple[frozenset[int], ...]
 
@@ -38,42 +40,45 @@ class SteeredPass:
     """Rows of `parts`, candidate after candidate: row `c · len(parts) + r` is part r under its set number `order[c]`.
 
     All parts have as many sets. The first candidate's rows run through all layers, and are raw for as long as others
-    are still to enter. `keeps`: the steered token's own key and value stay stored, as static steering wants.
-    `metadata`: the backend's, for one row of each part. `watched`: where each layer's number, queries and outputs are
-    noted, if they are asked for.
+    are still to enter. `keeps`: the steered token's own key and value are stored, as static steering wants. `watched`:
+    where each layer's number, queries and outputs are noted, if they are asked for.
     """
 
     parts: list[Part]
     num_layers: int
     layout: Layout
-    metadata: Any
     keeps: bool = False
     watched: list[tuple[int, torch.Tensor, torch.Tensor]] | None = None
 
     def __post_init__(self) -> None:
-        device = self.parts[0].span_slots.device
+        device = self.parts[0].block_table.device
         entries = [self._entry(c) for c in range(self.num_candidates)]
         first = max(range(self.num_candidates), key=entries.__getitem__)
         self.order = sorted(range(self.num_candidates), key=lambda c: (c != first, entries[c]))
         self.is_in_order = self.order == sorted(self.order)
         self._active = [1 + sum(entries[c] <= at for c in self.order[1:]) for at in range(self.num_layers)]
-        lengths = torch.tensor([len(part.span_slots) for part in self.parts])
-        self._own = torch.tensor([part.slot for part in self.parts], device=device)
-        self._slots = torch.cat([*(part.span_slots for part in self.parts), self._own])
-        factors = torch.cat([part.factors for part in self.parts])
-        owner = torch.repeat_interleave(torch.arange(len(self.parts)), lengths).to(device)
-        span_slots = self._slots[: len(owner)]
-        self._is_shared = len(self.parts) > 1 and len(torch.unique(span_slots)) < len(span_slots)
-        self._is_on = [
-            [[layer in part.sets[c] for part in self.parts] for c in self.order] for layer in range(self.num_layers)
-        ]
-        self._leaders = _leaders(self._is_on, self._active)
-        scaled = torch.where(torch.tensor(self._is_on, device=device)[:, :, owner], factors, 1.0)
-        self._factors = scaled[..., None, None]  # (layers, candidates, span tokens, 1, 1)
-        self._all = factors[:, None, None]
-        self._rows = [slice(c * len(self.parts), (c + 1) * len(self.parts)) for c in range(self.num_candidates)]
         self.tokens = torch.tensor([part.token for part in self.parts], device=device)
         self.positions = torch.tensor([part.position for part in self.parts] * self.num_candidates, device=device)
+        on = [[[layer in part.sets[c] for c in self.order] for part in self.parts] for layer in range(self.num_layers)]
+        self._on = torch.tensor(on, device=device)[:, :, None, :, None, None]  # (layers, parts, 1, candidates, 1, 1)
+        self._find_columns(device)
+
+    def _find_columns(self, device: torch.device) -> None:
+        """What of the cache each part reads: as many blocks each, of which those behind its own are block 0."""
+        size = self.layout.block_size
+        own = self.positions[: len(self.parts)]
+        self._num_blocks = int(own.max()) // size + 1
+        tables = torch.stack([part.block_table[: self._num_blocks] for part in self.parts]).long()
+        is_behind = torch.arange(self._num_blocks, device=device) > (own // size)[:, None]
+        self._blocks = tables.masked_fill(is_behind, 0)
+        columns = torch.arange(self._num_blocks * size, device=device)
+        self._hidden = (columns >= own[:, None])[:, None, None, None]  # (parts, 1, 1, 1, columns)
+        spans = torch.cat([part.span for part in self.parts])
+        self._begin, self._end = (int(spans.min()), int(spans.max()) + 1) if len(spans) else (0, 0)
+        factors = torch.ones(len(self.parts), self._end - self._begin, device=device)
+        for at, part in enumerate(self.parts):
+            factors[at, part.span - self._begin] = part.factors
+        self._factors = factors[:, None, None, None]  # (parts, 1, 1, 1, columns of the spans)
 
     def _entry(self, candidate: int) -> int:
         """The first layer that the candidate steers in any part; the last layer where it steers none."""
@@ -110,98 +115,52 @@ class SteeredPass:
         output: torch.Tensor,
     ) -> None:
         """One layer's attention of all rows, `output` filled; `index`: the layer's."""
-        key, value = key.contiguous(), value.contiguous()
-        stored = _Stored(impl, layer, cache, self._slots, *self.layout.read(cache, self._slots))
-        try:
-            previous = None
-            for candidate, rows in enumerate(self._rows[: self._active[index]]):
-                leader = self._leaders[index][candidate]
-                if leader != candidate:
-                    output[rows] = output[self._rows[leader]]
-                    continue
-                if self._is_shared and len(set(self._is_on[index][candidate])) > 1:
-                    self._attend_shared(impl, layer, index, candidate, stored, (query, key, value), cache, output)
-                    continue
-                stored.put(
-                    self._factors[index, candidate], key[rows], value[rows], self._changes(index, candidate, previous)
-                )
-                previous = candidate
-                impl.attend(layer, query[rows], key[rows], value[rows], cache, self.metadata, output[rows])
-        finally:
-            stored.put_back(key[: len(self.parts)] if self.keeps else None, value[: len(self.parts)])
+        heads, parts = impl.num_kv_heads, len(self.parts)
+        shape = (self._active[index], parts, heads)
+        queries = query.view(*shape, impl.num_heads // heads, -1).permute(1, 2, 0, 3, 4)
+        keys, values = (tensor.view(*shape, -1).permute(1, 2, 0, 3) for tensor in (key, value))
+        found = output.view(*shape, impl.num_heads // heads, -1).permute(1, 2, 0, 3, 4)
+        row = impl.num_heads * shape[0] * self._hidden.shape[-1]
+        for begin in range(0, parts, step := max(1, LARGEST // row)):
+            some = slice(begin, begin + step)
+            found[some] = self._attended(impl, index, some, queries[some], keys[some], values[some], cache)
+        if self.keeps:
+            slots = torch.tensor([part.slot for part in self.parts], device=key.device)
+            impl.do_kv_cache_update(layer, key[:parts].contiguous(), value[:parts].contiguous(), cache, slots)
         if self.watched is not None:
             self.watched.append((index, query.clone(), output.clone()))
 
-    def _changes(self, index: int, candidate: int, previous: int | None) -> bool:
-        """Whether the span's keys are to be written anew; if not, they are as the `previous` candidate left them."""
-        on = self._is_on[index]
-        return previous is None or self._is_shared or on[candidate] != on[previous]
-
-    def _attend_shared(
+    def _attended(
         self,
         impl: Any,
-        layer: Any,
         index: int,
-        candidate: int,
-        stored: _Stored,
-        heads: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+        some: slice,
+        queries: torch.Tensor,
+        keys: torch.Tensor,
+        values: torch.Tensor,
         cache: torch.Tensor,
-        output: torch.Tensor,
-    ) -> None:
-        """Parts that read the same stored span, some steered and some not: once for either, each keeps its own."""
-        rows = self._rows[candidate]
-        query, key, value = (tensor[rows] for tensor in heads)
-        on = torch.tensor(self._is_on[index][candidate], device=output.device)
-        for is_on, factors in ((True, self._all), (False, torch.ones_like(self._all))):
-            found = torch.empty_like(output[rows])
-            stored.put(factors, key, value, True)
-            impl.attend(layer, query, key, value, cache, self.metadata, found)
-            output[rows][on == is_on] = found[on == is_on]
+    ) -> torch.Tensor:
+        """Attention `(parts, kv_heads, candidates, group, head_dim)` of `queries` of that shape in `some` parts.
 
-
-def _leaders(is_on: list[list[list[bool]]], active: list[int]) -> list[list[int]]:
-    """For each layer and candidate the first candidate whose rows are the same up to there: it is computed for all.
-
-    `active`: candidates that have entered; the others are the first one's still.
-    """
-    leaders, so_far = [], [0] * len(is_on[0])
-    for layer, count in zip(is_on, active, strict=True):
-        first: dict[tuple[int, tuple[bool, ...]], int] = {}
-        so_far = [first.setdefault((so_far[at], tuple(on)), at) for at, on in enumerate(layer[:count])] + so_far[count:]
-        leaders.append(so_far)
-    return leaders
-
-
-class _Stored:
-    """What a layer's cache holds in the slots that a pass touches: the span's, then each row's own."""
-
-    def __init__(
-        self, impl: Any, layer: Any, cache: torch.Tensor, slots: torch.Tensor, keys: torch.Tensor, values: torch.Tensor
-    ) -> None:
-        self._impl, self._layer, self._cache, self._slots = impl, layer, cache, slots
-        self._keys, self._values = keys, values
-
-    def put(self, factors: torch.Tensor, key: torch.Tensor, value: torch.Tensor, is_changed: bool) -> None:
-        """Writes the rows' own `key` and `value`, and where it `is_changed` the span's keys times `factors`."""
-        span = len(self._slots) - len(key)
-        if is_changed and span:
-            scaled = self._keys[:span].float() * factors
-            if scaled.dtype != key.dtype:  # half precision ends early: the largest number is as good as an overflow
-                largest = torch.finfo(key.dtype).max
-                scaled = scaled.clamp_(-largest, largest).to(key.dtype)
-            self._write(torch.cat([scaled, key]), torch.cat([self._values[:span], value]), self._slots)
-        else:
-            self._write(key, value, self._slots[span:])
-
-    def put_back(self, key: torch.Tensor | None, value: torch.Tensor) -> None:
-        """Everything as it was found; but the rows' own are `key` and `value` where given."""
-        if key is not None:
-            span = len(self._slots) - len(key)
-            self._keys, self._values = (
-                torch.cat([self._keys[:span], key]),
-                torch.cat([self._values[:span], value]),
-            )
-        self._write(self._keys, self._values, self._slots)
-
-    def _write(self, keys: torch.Tensor, values: torch.Tensor, slots: torch.Tensor) -> None:
-        self._impl.do_kv_cache_update(self._layer, keys, values, self._cache, slots)
+        `keys`, `values (parts, kv_heads, candidates, head_dim)`: the rows' own, which are not scaled.
+        """
+        parts, heads, count, group, _ = queries.shape
+        size = self.layout.block_size
+        cached, contents = self.layout.blocks(cache, self._blocks[some].flatten())
+        for at, part in enumerate(self.parts[some]):  # what is stale there may be no number
+            contents[at * self._num_blocks + part.position // size, :, part.position % size :] = 0.0
+        scaled = queries.float() * impl.scale
+        flat = scaled.reshape(parts, 1, heads, count * group, -1)
+        scores = (flat @ cached.float().view(parts, self._num_blocks, *cached.shape[1:])).permute(0, 2, 3, 1, 4)
+        scores = scores.reshape(parts, heads, count, group, -1)
+        if self._end > self._begin:
+            factors = torch.where(self._on[index, some, :, :count], self._factors[some], 1.0)
+            scores[..., self._begin : self._end] *= factors
+        own = (scaled * keys.float()[:, :, :, None]).sum(-1, keepdim=True)
+        if impl.logits_soft_cap:
+            scores, own = (torch.tanh(each / impl.logits_soft_cap) * impl.logits_soft_cap for each in (scores, own))
+        scores.masked_fill_(self._hidden[some], -torch.inf)
+        chances = torch.cat([scores, own], -1).softmax(-1)
+        spread = chances[..., :-1].reshape(parts, heads, count * group, self._num_blocks, size).permute(0, 3, 1, 2, 4)
+        mixed = (spread @ contents.float().view(parts, self._num_blocks, *contents.shape[1:])).sum(1)
+        return mixed.view(parts, heads, count, group, -1) + chances[..., -1:] * values.float()[:, :, :, None]

@@ -46,7 +46,7 @@ def refuse_config(config: Any) -> None:
         > 1,
         "experts over data-parallel ranks": parallel.data_parallel_size > 1 and parallel.enable_expert_parallel,
         "dual-batch overlap": getattr(parallel, "enable_dbo", False),
-        f"a key/value cache in {cache.cache_dtype} (scaled keys overflow it)": str(cache.cache_dtype).startswith(
+        f"a key/value cache in {cache.cache_dtype} (its keys cannot be read back)": str(cache.cache_dtype).startswith(
             ("fp8", "int8", "nvfp4", "turbo", "ultra")
         ),
         "multi-head latent attention": getattr(model, "use_mla", False),
@@ -82,7 +82,7 @@ def refuse_layers(config: Any) -> dict[str, Any]:
             raise _refused(f"a sliding window ({layer.sliding_window} tokens, {name}) is not supported")
         if layer.kv_sharing_target_layer_name is not None:
             raise _refused(f"{name} shares keys and values with another layer; they cannot be steered one by one")
-        if not hasattr(layer.impl, "attend"):
+        if not getattr(layer.impl, "is_steerable", False):
             raise _refused(f"the attention backend {layer.attn_backend.get_name()} is not supported")
     return found
 
