@@ -2,8 +2,9 @@
 
     python tools/detect/train.py --split ../shared/data/ifeval/split.jsonl [--folds 5]
 
-Learns from the rows of even index of IFEval's split file, from `own.txt` and from the adversarial prompts of even
-index; never from the others. With `--folds` it writes nothing, but tells how well rows are found that were left out.
+Learns from the rows of even index of IFEval's split file, from `own.txt` and from those adversarial prompts that
+`rows.adversarial` gives to be learnt from; never from the others. With `--folds` it
+writes nothing, but tells how well rows are found that were left out.
 """
 
 from __future__ import annotations

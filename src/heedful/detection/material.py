@@ -21,6 +21,7 @@ MASK = "¤"  # stands for every character of material and of a quotation
 _LONGEST_ARGUMENT = 15  # words of a quotation that may be part of an instruction: "end with the phrase “…”"
 _LONGEST_INTRODUCTION = 200  # characters
 _MOST_ARGUMENTS = 1000  # quotations of a text that are looked at for being one: those behind them are material
+_MOST_COLONS = 1000  # of a text that are looked at for an announcement: all that follows those is material
 
 _BLANK = re.compile(r"\n[ \t]*\n\s*")
 _LINE_ENDS = "\r\v\f\x85\u2028\u2029"
@@ -286,7 +287,10 @@ def _introduced(page: _Page, closed: Mapping[int, int], orders: Sequence[int]) -
     """What follows a colon behind words that announce a text: its paragraph, or from a new line on, all the rest."""
     read = 0
     text = page.text
-    for colon in patterns.COLON.finditer(text):
+    for index, colon in enumerate(patterns.COLON.finditer(text)):
+        if index == _MOST_COLONS:
+            yield Material(colon.end(), len(text), "text behind too many colons")
+            return
         if colon.start() < read or not _announces(_before(text, colon.start())):
             continue
         start = _behind_space(text, colon.end())

@@ -23,10 +23,14 @@ class Scorer:
         """`weights`: of each feature, in log odds, as `features` names it."""
         own = {name: weight for name, weight in weights.items() if " " not in name}
         self._weights = weights
-        self._words = {word: own.get(word, 0.0) + self._of_its_classes(word) for word in {*own, *CLASS_OF}}
         self._pairs = _pairs(weights, "")
         self._in_words, self._in_pairs = _behind(weights, "in: "), _pairs(weights, "in: ")
-        self._first, self._previous, self._next = (_behind(weights, name) for name in ("first ", "prev: ", "next: "))
+        previous, following = _behind(weights, "prev: "), _behind(weights, "next: ")
+        self._words = {  # of each word: in a chunk itself, in the one before it, in the one behind it
+            word: (own.get(word, 0.0) + self._of_its_classes(word), previous.get(word, 0.0), following.get(word, 0.0))
+            for word in {*own, *CLASS_OF, *previous, *following}
+        }
+        self._first = _behind(weights, "first ")
         self._before, self._behind = (_behind(weights, name) for name in ("before ", "behind "))
         self._by_classes: dict[frozenset[str], float] = {}
 
@@ -36,9 +40,20 @@ class Scorer:
         summed: list[float] = []
         for index, sentence in enumerate(listed):
             shared = self._of_sentence(sentence, index) + self._of_names(around(listed, index))
-            distinct = [set(chunk.words) for chunk in sentence]
-            summed += [shared + self._of_chunk(sentence, distinct, at) for at in range(len(sentence))]
+            triples = [self._of_words(set(chunk.words)) for chunk in sentence]
+            summed += [shared + self._of_chunk(sentence, triples, at) for at in range(len(sentence))]
         return summed
+
+    def _of_words(self, distinct: set[str]) -> tuple[float, float, float]:
+        """What a chunk's words say of it, of the chunk behind it and of the one before it."""
+        known, own, previous, following = self._words, 0.0, 0.0, 0.0
+        for word in distinct:
+            if word in known:
+                of_own, of_previous, of_following = known[word]
+                own += of_own
+                previous += of_previous
+                following += of_following
+        return own, previous, following
 
     def _of_sentence(self, sentence: Sequence[Chunk], index: int) -> float:
         words = sentence[0].words if len(sentence) == 1 else [word for chunk in sentence for word in chunk.words]
@@ -49,18 +64,17 @@ class Scorer:
             self._by_classes[named] = self._of_names(of_classes(named))
         return score + self._by_classes[named] + self._of_names(signs(sentence, index, words, distinct))
 
-    def _of_chunk(self, sentence: Sequence[Chunk], distinct: Sequence[set[str]], at: int) -> float:
+    def _of_chunk(self, sentence: Sequence[Chunk], triples: Sequence[tuple[float, float, float]], at: int) -> float:
         words, weigh = sentence[at].words, self._weights.get
-        score = self._first.get(words[0], 0.0)
-        score += _total(self._words, distinct[at]) + _total(self._pairs, pairwise(words))
+        score = triples[at][0] + self._first.get(words[0], 0.0)
+        if len(words) > 1:
+            score += _total(self._pairs, pairwise(words))
         if at:
-            score += _total(self._previous, distinct[at - 1])
-            score += self._before.get(sentence[at - 1].words[-1], 0.0) + weigh("goes on", 0.0)
+            score += triples[at - 1][1] + self._before.get(sentence[at - 1].words[-1], 0.0) + weigh("goes on", 0.0)
         else:
             score += weigh("before ^", 0.0) + weigh("opens", 0.0)
         if at + 1 < len(sentence):
-            behind = self._behind.get(sentence[at + 1].words[0], 0.0)
-            return score + _total(self._next, distinct[at + 1]) + behind
+            return score + triples[at + 1][2] + self._behind.get(sentence[at + 1].words[0], 0.0)
         return score + weigh("behind $", 0.0)
 
     def _of_its_classes(self, word: str) -> float:
