@@ -327,5 +327,7 @@ def test_a_failed_self_check_leaves_vllm_alone(path: Path, monkeypatch: pytest.M
     for name, broken in fault.items():
         monkeypatch.setattr(SteeredPass, name, broken)
     llm = tiny.llm(path)
+    ended = llm.generate([case(0).vllm_prompt], [case(0).params(stop_token_ids=[7])], use_tqdm=False)[0].outputs[0]
+    assert list(ended.token_ids) == [7]  # the check runs in the first request's own pass: it is not answered unsteered
     assert len(generated(llm, plainly([case(0)]))[0]) == 24
     assert "self-check failed" in tiny.host(llm).refused

@@ -145,7 +145,7 @@ class Decoder:
             return []
         begun = time.perf_counter()
         try:
-            result = self._forward(plan)
+            result = self.engine.forward(self.slots, plan.rows, plan.chunks, capture=plan.captures)
         except Exception as error:
             if not self.fails_alone:
                 raise
@@ -169,14 +169,6 @@ class Decoder:
                 stats.decode_seconds += elapsed
         return self._settle(plan, result)
 
-    def _forward(self, plan: Plan) -> Result:
-        try:
-            return self.engine.forward(self.slots, plan.rows, plan.chunks, capture=plan.captures)
-        except Exception:
-            for chunk in plan.chunks:
-                self.slots.lengths[chunk.slot] = chunk.start
-            raise
-
     def _run_apart(self, plan: Plan, error: Exception) -> list[Emitted]:
         """Each answer in a forward of its own, after one of all has raised `error`: who raises alone ends alone.
 
@@ -188,7 +180,7 @@ class Decoder:
         for leader, part in parts.items():
             begun = time.perf_counter()
             try:
-                result = self._forward(part)
+                result = self.engine.forward(self.slots, part.rows, part.chunks, capture=part.captures)
             except Exception as own:
                 ended[leader] = own
             else:

@@ -105,11 +105,15 @@ class FairThread:
         try:
             await turn
         except asyncio.CancelledError:
-            if not self._waiting.remove(turn):
+            if not self._waiting.remove(turn) and not turn.cancelled():
                 self._pass_on()  # the turn had come
             raise
 
     def _pass_on(self) -> None:
-        self._is_busy = len(self._waiting) > 0
-        if self._is_busy:
-            self._waiting.pop().set_result(None)
+        """To the next who still waits: a turn may be cancelled before its owner has taken it out."""
+        while len(self._waiting):
+            turn = self._waiting.pop()
+            if not turn.done():
+                turn.set_result(None)
+                return
+        self._is_busy = False

@@ -108,12 +108,15 @@ class Service:
         """
         self.engine.refuse_if_busy(num_answers, owner, self._encoding)
         self._encoding[owner] += num_answers
-        try:
-            return await asyncio.wait_for(self._encoder.run(owner, work), self.config.seconds)
-        except asyncio.TimeoutError:
-            message = f"the request took longer than {self.config.seconds:g} s; its prompt was not read yet"
-            raise TimeLimitError(message) from None
+        encoding = asyncio.ensure_future(self._encoder.run(owner, work))
+        try:  # not `wait_for`, which may take a cancellation that comes with the result for its end
+            done, _ = await asyncio.wait({encoding}, timeout=self.config.seconds)
+            if not done:
+                message = f"the request took longer than {self.config.seconds:g} s; its prompt was not read yet"
+                raise TimeLimitError(message)
+            return encoding.result()
         finally:
+            encoding.cancel()
             self._encoding -= Counter({owner: num_answers})  # which forgets an owner who has none left
 
     def _refuse_if_long(self, prompt: str | list[dict[str, str]]) -> None:

@@ -248,10 +248,20 @@ class ThreadedEngine(ABC):
                 self._leave(ticket)
             self._cancelled.clear()
             while self._waiting and self._decoder.has_room(self._waiting.peek().request):
-                ticket = self._waiting.peek()
-                ticket.answer = self._submit(ticket.request)
-                self._running[ticket.answer] = self._waiting.pop()
-                ticket.begun = time.monotonic()  # Retry-After counts those that wait; a mean with waits counted twice
+                self._begin(self._waiting.pop())
+
+    def _begin(self, ticket: Ticket) -> None:
+        """Hands a request to the decoder; what goes wrong with that ends this one alone."""
+        try:
+            ticket.answer = self._submit(ticket.request)
+        except Exception as error:
+            log.error("a request could not be begun", exc_info=error)
+            self._failure = type(error).__name__
+            self._num_failures += 1
+            _send([(ticket, EngineError(f"the request could not be begun ({type(error).__name__})"))])
+        else:
+            self._running[ticket.answer] = ticket
+            ticket.begun = time.monotonic()  # Retry-After counts those that wait; a mean with waits counted twice
 
     def _submit(self, request: Request) -> Answer:
         return self._decoder.submit(request)
@@ -295,8 +305,8 @@ class ThreadedEngine(ABC):
             self._running.clear()
             if self._state == "failed":
                 ended += self._waiting.clear()
-        self._decoder.reset()
         _send([(ticket, EngineError(f"the engine failed ({type(error).__name__})")) for ticket in ended])
+        self._decoder.reset()  # last: should it raise, nobody waits for what never comes
 
     def _end_all(self, reason: EngineError | StoppingError) -> None:
         with self._wake:

@@ -10,7 +10,7 @@ import logging
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -34,6 +34,14 @@ class Note:
     decision: Decision
     layers: int
     trials: int
+
+
+@dataclass
+class Trail:
+    """What became of a request, for who runs vLLM in his own process: a note a token, and why it ended unanswered."""
+
+    notes: list[Note] = field(default_factory=list)
+    refused: str = ""
 
 
 @dataclass(eq=False)
@@ -60,18 +68,22 @@ class State:
     factors: torch.Tensor | None = None
     random: torch.Generator | None = None
     is_replayed: bool = False
-    notes: list[Note] | None = None
-    """Where each token's decision is noted, for who runs vLLM in its own process and asked for it."""
+    trail: Trail | None = None
+
+    @property
+    def end(self) -> int:
+        """A token that ends it, where there is any."""
+        return self.ends[0] if self.ends else 0
 
     def note(self, decision: Decision, trial: int = -1) -> None:
         """Notes what came of a step; `trial`: the place of the candidate set that was taken."""
-        if self.notes is None:
+        if self.trail is None:
             return
         sets = self.sets or ()
         if decision == "accepted":
-            self.notes.append(Note(decision, len(sets[trial]), trial + 1))
+            self.trail.notes.append(Note(decision, len(sets[trial]), trial + 1))
         else:
-            self.notes.append(Note(decision, 0, len(sets) if decision == "rejected" else 0))
+            self.trail.notes.append(Note(decision, 0, len(sets) if decision == "rejected" else 0))
 
     def token(self, position: int) -> int:
         """The token at a position of prompt and answer."""
@@ -114,6 +126,7 @@ class Decider:
         Raises `RuntimeError` where the plug-in has not seen the step's raw pass: no token passes for a steered one.
         """
         for row, state in self.states.items():
+            state.refused = state.refused or self.host.refused  # the self-check may have failed in this very pass
             if state.refused and row < len(logits):
                 self._end(logits, row, state)
         if all(state.refused for state in self.states.values()):
@@ -286,8 +299,13 @@ class Decider:
         chances = (own.gather(1, best.T) - totals[:, None]).exp().tolist()
         p_tops = (own.max(-1).values - totals).exp().tolist()
         wanted = best.T.tolist()
+        is_sound = steered.amax(-1).isfinite().all(0).tolist()  # a NaN is the largest
         for at, place in enumerate(members):
             item, gate = ready[place], ready[place].state.asked.recipe.gate
+            if not is_sound[at]:
+                self._refuse(item.state, "the steered logits are not finite; steer it less strongly")
+                tokens[place] = item.state.end
+                continue
             taken = [c for c, p in enumerate(chances[at]) if gate is None or gate.accepts(p, p_tops[at])]
             if not taken:
                 continue
@@ -306,13 +324,20 @@ class Decider:
 
     def _end(self, logits: torch.Tensor, row: int, state: State) -> None:
         """Ends a request that cannot be steered as it asks: vLLM lets no one refuse it any more at this point."""
+        self._refuse(state, state.refused)
+        logits[row] = -torch.inf
+        logits[row, state.end] = 0.0
+
+    def _refuse(self, state: State, reason: str) -> None:
+        """Says once why a request is not answered, or no further."""
+        state.refused = reason
+        if state.trail is not None:
+            state.trail.refused = reason
         if not state.is_told:
             state.is_told = True
             logging.getLogger("vllm.heedful").error("a steered request was ended unanswered: %s", state.refused)
             if self._counts:
                 counters()["refused"].inc()
-        logits[row] = -torch.inf
-        logits[row, list(state.ends[:1]) or [0]] = 0.0
 
     def _count(self, done: Counter[str], forwards: int) -> None:
         if not self._counts:

@@ -16,18 +16,20 @@ from typing import Any
 
 from heedful.answer import Answer, Emitted, FinishReason, Request
 from heedful.batch import reason
-from heedful.errors import ContextLengthError, HeedfulError, ModelError, OptionError
+from heedful.directer import Directer
+from heedful.errors import HeedfulError, ModelError, OptionError
 from heedful.models import resolve
 from heedful.prompt import EncodedPrompt, Instructions, Messages, encode
 from heedful.recipe import Method, ModelShape, recipe_of
-from heedful.sampling import Sampling
 from heedful.serve.launch import Loaded
 from heedful.serve.protocol import EngineError, Settings
 from heedful.serve.worker import Limits, ThreadedEngine
 from heedful.spans import TokenSpan
 from heedful.trace import Decision, Step
 from heedful.vllm.arguments import NAME, TRAIL, read, spelled
-from heedful.vllm.host import host_of
+from heedful.vllm.decide import Trail
+from heedful.vllm.host import Host, host_of
+from heedful.vllm.prompts import is_stored
 
 
 @dataclass(frozen=True)
@@ -53,8 +55,8 @@ class VllmRequest(Request):
 class VllmDecoder:
     """vLLM's engine, stepped like the core's decoder; see `heedful.serve.worker.Decoding`."""
 
-    def __init__(self, engine: Any, max_running: int) -> None:
-        self._engine, self._max_running = engine, max_running
+    def __init__(self, engine: Any, host: Host, max_running: int) -> None:
+        self._engine, self._host, self._max_running = engine, host, max_running
         self._running: dict[str, Answer] = {}
         self._refused: list[Emitted] = []
         self._count = 0
@@ -69,9 +71,11 @@ class VllmDecoder:
         answer.stats.prompt_tokens = len(request.token_ids)
         self._count += 1
         name = f"heedful-{self._count}"
+        from vllm.exceptions import VLLMClientError
+
         try:
             self._engine.add_request(name, self._prompt(request), self._params(request, name))
-        except ValueError as error:
+        except (ValueError, VLLMClientError) as error:
             self._forget(name)
             self._refused.append(Emitted(answer, None, "error", error=OptionError(f"vLLM refuses it: {error}")))
             return answer
@@ -100,11 +104,7 @@ class VllmDecoder:
 
     def _forget(self, name: str) -> None:
         self._running.pop(name, None)
-        self._host.notes.pop(name, None)
-
-    @property
-    def _host(self) -> Any:
-        return host_of(self._engine.vllm_config)
+        self._host.trails.pop(name, None)
 
     def _prompt(self, request: Request) -> dict[str, Any]:
         """Keys that stay steered may be read by nobody else: such a prompt has a salt of its own."""
@@ -118,7 +118,7 @@ class VllmDecoder:
 
         asked = request.asked if isinstance(request, VllmRequest) else None
         if asked is not None:
-            self._host.notes[name] = []
+            self._host.trails[name] = Trail()
         sampling: Any = request.sampling
         return SamplingParams(
             temperature=sampling.temperature,
@@ -137,12 +137,13 @@ class VllmDecoder:
         answer, told = self._running.get(output.request_id), output.outputs[0]
         if answer is None:
             return []
-        notes = self._host.notes.get(output.request_id, [])
+        trail = self._host.trails.get(output.request_id, Trail())
         answer.stats.forward_passes += 1
+        answer.num_reused = output.num_cached_tokens or 0
         emitted = []
         for at, (token, log_probs) in enumerate(zip(told.token_ids, told.logprobs or (), strict=True)):
             is_last = output.finished and at == len(told.token_ids) - 1
-            step = _step(token, log_probs, notes, answer)
+            step = _step(token, log_probs, trail.notes, answer)
             answer.token_ids.append(token)
             answer.stats.count(step)
             top = sorted(((other, one.logprob) for other, one in log_probs.items()), key=lambda pair: -pair[1])
@@ -150,8 +151,8 @@ class VllmDecoder:
             emitted.append(Emitted(answer, step, finish, tuple(top[: answer.request.num_top])))
         if output.finished:
             self._forget(output.request_id)
-            if not told.token_ids or told.finish_reason not in ("stop", "length"):
-                error = EngineError(f"vLLM ended the request ({told.finish_reason})")
+            if trail.refused or not told.token_ids or told.finish_reason not in ("stop", "length"):
+                error = EngineError(trail.refused or f"vLLM ended the request ({told.finish_reason})")
                 emitted = [*emitted[:-1], Emitted(answer, None, "error", error=error)]
         return emitted
 
@@ -175,10 +176,17 @@ def _finish_reason(told: Any) -> FinishReason:
 class VllmEngine(ThreadedEngine):
     """vLLM in a thread of its own; see `heedful.serve.protocol.Engine`."""
 
-    def __init__(self, engine: Any, shape: ModelShape, limits: Limits) -> None:
+    def __init__(self, engine: Any, host: Host, shape: ModelShape, limits: Limits) -> None:
+        """Raises `ModelError` where a made-up request cannot be steered: better here than at the first real one."""
         self._shape = shape
-        length = int(engine.vllm_config.model_config.max_model_len)
-        super().__init__(VllmDecoder(engine, limits.max_running), length, limits)
+        decoder = VllmDecoder(engine, host, limits.max_running)
+        super().__init__(decoder, int(engine.vllm_config.model_config.max_model_len), limits)
+        decoder.submit(self._request((1, 1, 1), TokenSpan((1,), (1.0,)), Settings(1, Directer())))
+        emitted: list[Emitted] = []
+        while not emitted:
+            emitted += decoder.step()
+        if emitted[0].error is not None:
+            raise ModelError(f"vLLM cannot steer this model: {emitted[0].error}")
 
     def check(self, method: Method) -> None:
         """Raises `OptionError` for a method that vLLM's kernels cannot carry out, or that does not fit the model."""
@@ -186,25 +194,19 @@ class VllmEngine(ThreadedEngine):
 
     def _asked(self, method: Method, span: TokenSpan, num_tokens: int) -> Mapping[str, Any]:
         asked = spelled(span, num_tokens, method)
-        checked = read({NAME: asked})
-        assert checked is not None
-        checked.recipe.check(self._shape)
-        return {**asked, "salted": True} if checked.is_stored else asked
+        read({NAME: asked})
+        method.recipe().check(self._shape)
+        return {**asked, "salted": True} if is_stored(method) else asked
 
     def _request(self, tokens: tuple[int, ...], span: TokenSpan, settings: Settings) -> Request:
-        if not isinstance(settings.sampling, Sampling):
-            raise OptionError("vLLM draws tokens by temperature, top_k and top_p alone")
-        if len(tokens) >= self.context_length:
-            raise ContextLengthError(f"the prompt has {len(tokens)} tokens, but vLLM holds {self.context_length}")
-        recipe = recipe_of(settings.method)
         return VllmRequest(
             tokens,
             settings.max_new_tokens,
-            recipe,
+            recipe_of(settings.method),
             sampling=settings.sampling,
             num_top=settings.num_top,
             asked=None if settings.method is None else self._asked(settings.method, span, len(tokens)),
-            is_stored=recipe is not None and recipe.gate is None,
+            is_stored=settings.method is not None and is_stored(settings.method),
         )
 
 
@@ -222,38 +224,42 @@ def loaded(
         from vllm.v1.executor import Executor
     except ImportError as error:
         raise OptionError(f"--engine vllm needs vLLM beside Heedful, see docs/vllm.md ({error})") from error
-    path = str(resolve(model))
+    ours = {
+        "model": str(resolve(model)),
+        "dtype": dtype,
+        "max_num_seqs": limits.max_running,
+        "max_model_len": max_context,
+        "max_num_batched_tokens": limits.prefill_tokens,
+        "enable_prefix_caching": limits.reuses_prefixes,
+        "disable_log_stats": True,
+        "distributed_executor_backend": "uni",  # in this process: the decisions are noted here
+    }
+    for name in (*ours, "logprobs_mode"):
+        if name in options:
+            raise OptionError(
+                f"--engine-option: {name} is set by Heedful; `heedful serve --help` names its own options"
+            )
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     try:
-        arguments = EngineArgs(
-            **{
-                "model": path,
-                "dtype": dtype,
-                "max_num_seqs": limits.max_running,
-                "max_model_len": max_context,
-                "max_num_batched_tokens": limits.prefill_tokens,
-                "enable_prefix_caching": limits.reuses_prefixes,
-                "disable_log_stats": True,
-                "distributed_executor_backend": "uni",  # in this process: the decisions are noted here
-                **options,
-            }
-        )
+        arguments = EngineArgs(**{**ours, **options})
     except TypeError as error:
         raise OptionError(f"--engine-option: vLLM knows no such option ({error})") from error
+    except ValueError as error:
+        raise OptionError(f"--engine-option: {reason(error)}") from error
+    if arguments.tensor_parallel_size * arguments.pipeline_parallel_size * arguments.data_parallel_size > 1:
+        raise OptionError("--engine vllm runs in one process; for several GPUs take vLLM's own server: docs/vllm.md")
     try:
         config = arguments.create_engine_config()
         engine = LLMEngine(config, Executor.get_class(config), log_stats=False, multiprocess_mode=False)
     except HeedfulError:
         raise
     except Exception as error:  # vLLM raises anything, and says more above
-        raise ModelError(f"vLLM does not start with {path}: {reason(error)}") from error
-    if config.parallel_config.world_size > 1:
-        raise OptionError("--engine vllm runs in one process; for several GPUs take vLLM's own server: docs/vllm.md")
+        raise ModelError(f"vLLM does not start with {ours['model']}: {reason(error)}") from error
     host = host_of(config)
     if host is None or host.refused:
         raise ModelError(f"vLLM cannot steer this model: {'not loaded by Heedful' if host is None else host.refused}")
     text = config.model_config.hf_text_config
-    shape = ModelShape(Path(path).name, int(text.num_hidden_layers), int(text.num_attention_heads))
+    shape = ModelShape(Path(str(ours["model"])).name, int(text.num_hidden_layers), int(text.num_attention_heads))
     room = f"{limits.max_running} answers at a time, {config.model_config.max_model_len} tokens each, vLLM's cache"
     place = f"{str(config.model_config.dtype).removeprefix('torch.')}, vLLM"
-    return Loaded(VllmText(engine.get_tokenizer(), shape), VllmEngine(engine, shape, limits), place, room)
+    return Loaded(VllmText(engine.get_tokenizer(), shape), VllmEngine(engine, host, shape, limits), place, room)

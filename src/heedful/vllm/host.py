@@ -45,7 +45,7 @@ class Host:
         self.layers: list[Any] = []
         self.index: dict[str, int] = {}
         self.num_forwards = 0
-        self.notes: dict[str, list[Any]] = {}  # by the request's trail: where `decide` notes what became of each token
+        self.trails: dict[str, Any] = {}  # by a request's name: where `decide` notes what becomes of it
         self.is_wanted = False
         self._raw: tuple[torch.Tensor, Any] | None = None
         self._is_checked = False

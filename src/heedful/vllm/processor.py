@@ -110,7 +110,7 @@ class Heedful(LogitsProcessor, Other):
             min_p=params.min_p,
         )
         host = self.decider.host
-        state.notes = host.notes.get(str((params.extra_args or {}).get(TRAIL)))
+        state.trail = host.trails.get(str((params.extra_args or {}).get(TRAIL)))
         state.refused = host.refused or asked.misfit(state.prompt) or misfit(asked, self.config)
         if not state.refused and asked.is_stored and not asked.is_salted and _is_caching(self.config):
             state.refused = UNSALTED
