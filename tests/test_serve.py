@@ -35,7 +35,7 @@ from heedful.recipe import ModelShape
 from heedful.serve import guard, routes, run
 from heedful.serve.config import is_loopback
 from heedful.serve.core import TransformersEngine
-from heedful.serve.fair import FairQueue
+from heedful.serve.fair import FairQueue, FairThread
 from heedful.serve.generation import unless_gone
 from heedful.serve.marking import Default
 from heedful.serve.protocol import BusyError
@@ -730,6 +730,49 @@ def test_a_thread_that_ends_unheard_is_told(tiny: heedful.LM, monkeypatch: pytes
     with running(tiny) as here:
         assert here.http().get("/health").status_code == 503
         assert here.http().post(CHAT, json=body()).status_code == 500
+
+
+def test_a_request_that_cannot_be_begun_ends_alone(tiny: heedful.LM, monkeypatch: pytest.MonkeyPatch) -> None:
+    with running(tiny) as here:
+        begin = here.engine._submit
+
+        def picky(asked: Any) -> Any:
+            return 1 // 0 if asked.max_new_tokens == 3 else begin(asked)
+
+        monkeypatch.setattr(here.engine, "_submit", picky)
+        http = here.http()
+        for _ in range(4):  # more often than an engine may fail
+            reply = http.post(CHAT, json=body(max_tokens=3))
+            assert (reply.status_code, "could not be begun" in reply.text) == (500, True)
+        assert http.post(CHAT, json=body()).status_code == 200
+        assert http.get("/health").json()["status"] == "ok"
+
+
+def test_who_waits_hears_of_a_failure_that_has_another_behind_it(
+    tiny: heedful.LM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with running(tiny) as here:
+        monkeypatch.setattr(here.engine._decoder, "step", lambda: 1 // 0)
+        monkeypatch.setattr(here.engine._decoder, "reset", lambda: 1 // 0)
+        assert here.http().post(CHAT, json=body()).status_code == 500
+        here.wait(lambda status: status.state == "failed")
+
+
+def test_a_turn_that_was_given_up_is_passed_over() -> None:
+    async def turns() -> int:
+        thread, may_go = FairThread("test"), threading.Event()
+        first = asyncio.ensure_future(thread.run("a", may_go.wait))
+        await asyncio.sleep(0)
+        others = [asyncio.ensure_future(thread.run(owner, lambda: 7)) for owner in "bcd"]
+        await asyncio.sleep(0)
+        for one in others[:2]:
+            one.cancel()
+        thread._pass_on()  # before those who left have taken their turns out
+        may_go.set()
+        assert await first
+        return await asyncio.wait_for(others[2], 10)
+
+    assert asyncio.run(turns()) == 7
 
 
 def test_what_nobody_foresaw(tiny: heedful.LM, monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:
