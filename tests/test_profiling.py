@@ -65,6 +65,7 @@ def test_the_right_heads_win(lm: heedful.LM, file: Path, tmp_path: Path, monkeyp
     assert json.loads(out.read_text()) == {"0": [2, 7]}
     assert profile.heads == {0: [2, 7]}
     assert profile.plain == 0.0
+    assert profile.num_tied == 0
     assert len(asked) == 14
     assert (reports[-1].done, reports[-1].total, reports[-1].is_screen) == (14, 14, False)
     lines = [json.loads(line) for line in (tmp_path / "heads.scores.jsonl").read_text().splitlines()]
@@ -193,6 +194,18 @@ def test_split_rows_mark_what_follows_the_task(tmp_path: Path) -> None:
     first, second = data.read(path)
     assert first.prompt == ("Write.\n\n- In English.", [(6, 21)])
     assert second.prompt == ("In English, write.", [(0, 10)])
+
+
+def test_a_choice_by_number_is_told(
+    lm: heedful.LM, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of nine heads one is good; who stands beside it among the two best, nothing but its number says."""
+    scripted(monkeypatch, {7})
+    monkeypatch.setattr("heedful.cli.options.load_quietly", lambda *_: lm)
+    words = ["--data", str(file), "--metric", "regex:[a-z]", "--top-k", "2", "--keep", "3", "--screen-rows", "1"]
+    app(["profile", "pasta", *words, "--out", str(tmp_path / "heads.json")], standalone_mode=False)
+    assert json.loads((tmp_path / "heads.json").read_text()) == {"0": [0, 7]}
+    assert "7 heads that were left out score just as well" in " ".join(capsys.readouterr().err.split())
 
 
 def test_the_command(

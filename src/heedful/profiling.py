@@ -80,6 +80,8 @@ class Profile:
     heads: dict[int, list[int]]
     scores: dict[Head, float]
     plain: float
+    num_tied: int = 0
+    """Heads left out that score just as the last one kept: between them their number decided, not the metric."""
 
 
 class Profiler:
@@ -133,6 +135,7 @@ class Profiler:
             heads=_by_layer(best),
             scores={head: self.book.mean(head, every) for head in kept},
             plain=self.book.mean(None, every),
+            num_tied=self._num_tied(kept, best),
         )
         self._write(profile)
         return profile
@@ -140,6 +143,13 @@ class Profiler:
     def _best(self, heads: Sequence[Head], rows: range, count: int) -> list[Head]:
         """The best by mean score; ties by layer and head."""
         return sorted(heads, key=lambda head: (-self.book.mean(head, rows), head))[:count]
+
+    def _num_tied(self, kept: Sequence[Head], best: Sequence[Head]) -> int:
+        """Heads left out that score as the last of the `best`: on all rows, or in the screen if it cut them off."""
+        screened, every = range(min(self.settings.screen_rows, len(self.rows))), range(len(self.rows))
+        last, mean = best[-1], self.book.mean
+        tied = sum(mean(head, every) == mean(last, every) for head in set(kept) - set(best))
+        return tied + sum(mean(head, screened) == mean(last, screened) for head in set(self.heads) - set(kept))
 
     def _method(self, head: Head | None) -> Pasta | None:
         return None if head is None else Pasta({head[0]: [head[1]]}, self.settings.strength)

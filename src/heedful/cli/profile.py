@@ -57,6 +57,14 @@ def pasta(
         )
     if profiler.book.failed:
         console.print(profiler.book.told_failed, style="yellow", markup=False)
+    if profile.num_tied:
+        console.print(
+            f"{profile.num_tied} heads that were left out score just as well as the last ones kept, and the choice "
+            "between them is by number: take more rows (--rows, --screen-rows), of a kind that the model sometimes "
+            "follows and sometimes does not",
+            style="yellow",
+            markup=False,
+        )
     best = sorted(profile.scores.items(), key=lambda item: (-item[1], item[0]))[:5]
     console.print(f"plain {profile.plain:.3f}; best heads alone: " + ", ".join(f"{h} {s:.3f}" for h, s in best))
     print(out)
