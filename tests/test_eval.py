@@ -406,6 +406,8 @@ def test_a_profile_is_not_tested_on_its_own_rows_silently(
     header = json.loads(path.read_text())
     del header["chosen_on"]
     path.write_text(json.dumps(header))
+    (old,) = runs.read(tmp_path / "out")
+    assert f"nothing tells on which prompts {heads}" in report.markdown(runs.gather([old])).replace("\\", "")
     app([*command, "--out", str(tmp_path / "out"), "--resume"], standalone_mode=False)
     assert json.loads(path.read_text())["chosen_on"] == found.header["chosen_on"]
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from heedful.errors import OptionError
-from heedful.eval import criteria, judged, times
+from heedful.eval import criteria, judged, seen, times
 from heedful.eval.paired import BASELINE, Mean, Points, baseline_of, mean
 from heedful.eval.run import read_answers, read_header
 from heedful.eval.tasks import TASKS, Parts
@@ -229,6 +229,7 @@ def folders(folder: Path) -> list[Path]:
 
 def _read_one(folder: Path) -> Run:
     header = read_header(folder / "run.json")
+    header["chosen_on"] = {**seen.untold(header["settings"]["methods"]), **header.get("chosen_on", {})}
     return Run(header, judged.merged(folder, read_answers(folder, header)), times.read(folder / times.FILE))
 
 

@@ -6,12 +6,13 @@ Rows are told by what they ask, not by their file, so that an extract, another o
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from heedful import data, journal
-from heedful.errors import DataError
+from heedful.errors import DataError, HeedfulError
 from heedful.eval.tasks import Example
 from heedful.methods import from_settings, read_spec
 from heedful.steerers import scores_path
@@ -65,6 +66,19 @@ def chosen_on(methods: Iterable[str], examples: Sequence[Example], others: Seque
             prompts = [key for key, texts in asked.items() if not known.isdisjoint(texts)]
             unknown = [path for path, listed in named.items() if listed is None]
             found[method] = {"files": list(named), "prompts": prompts, "unknown": unknown}
+    return found
+
+
+def untold(methods: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """As `chosen_on`, for runs that did not look: of methods that files were needed for, nothing is known."""
+    found = {}
+    for method in methods:
+        try:
+            named = list(map(str, files(re.sub(r"@\d+$", "", method))))  # less its seed
+        except HeedfulError:  # the settings file is gone: it is named all the same
+            named = [method.lstrip("@")]
+        if named:
+            found[method] = {"files": named, "prompts": [], "unknown": named}
     return found
 
 
