@@ -143,6 +143,7 @@ def test_only_json_is_read(http: httpx.Client, kind: str) -> None:
         (b"Japan", b"\xff\xfe", 400, ""),
         (b"Japan", b"\\ud800", 400, "surrogate"),
         (b"4}", b'4, "\\ud800": 1}', 400, "unicode"),
+        (b"4}", b'4, "max\\u0000": 1}', 400, r"unknown field: max\x00"),
         (b"4}", b'4, "' + b"k" * 90_000 + b'": 1}', 400, "unknown field"),
         (b"4}", b"4" + b"".join(b',"k%d":1' % n for n in range(90_000)) + b"}", 400, "strings, commas"),
         (b"4}", b"4" + b"".join(b',"k%d":1' % n for n in range(10_000)) + b"}", 400, "at most 64"),

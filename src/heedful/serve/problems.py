@@ -135,5 +135,5 @@ def _path(loc: Sequence[Any], body: Any, *, is_missing: bool) -> str:
 
 
 def _clean(text: str) -> str:
-    """`text` without half surrogate pairs, which cannot be sent."""
-    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+    """`text` on one line: what cannot be sent or seen, half surrogate pairs and control characters, written out."""
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
