@@ -110,3 +110,14 @@ def test_the_command_needs_no_extra() -> None:
             modules = [alias.name for alias in named]
             modules += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
             assert not {module.split(".")[0] for module in modules} & set(EXTRAS), path
+
+
+def test_the_command_starts_without_the_models_code() -> None:
+    """Half of what help or an error would take; and torchao's complaints would come before they can be silenced."""
+    code = (
+        "import sys\n"
+        "import heedful.cli\n"
+        "heavy = {'transformers.modeling_utils', 'transformers.core_model_loading', 'torchao', 'torch._dynamo'}\n"
+        "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import AttentionInterface
 
 from heedful.engine.attention import ChunkGroup, Pass, RowGroup, attention, running
 from heedful.engine.prepare import Preparation
@@ -44,6 +43,8 @@ class Engine:
     """
 
     def __init__(self, model: Any, *, prepare: bool | None = None) -> None:
+        from transformers import AttentionInterface  # takes seconds, which a command that loads no model has not
+
         refuse_by_config(model)
         AttentionInterface.register(IMPLEMENTATION, attention)
         self.model = model
