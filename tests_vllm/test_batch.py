@@ -12,6 +12,7 @@ from heedful import batch, cli
 from heedful.batch import Source
 from heedful.errors import ContextLengthError, ModelError, OptionError, SpanError
 from heedful.vllm.answerer import VllmAnswerer, answerer
+from heedful.vllm.host import host_of
 
 MARKED = "Name three fruits. <heed>Write your answer as a bullet list.</heed>"
 ROWS = [
@@ -53,9 +54,8 @@ def test_a_batch_is_that_of_the_transformers_engine(vllm: VllmAnswerer, tmp_path
                 core["error"] is None,
             )
             if ours["error"] is None:
-                shared = ("finish_reason", "prompt_tokens", "generated_tokens")
-                assert [ours["stats"][name] for name in shared] == [core["stats"][name] for name in shared]
-                assert ours["stats"]["gated"] is None  # vLLM does not tell
+                assert ours["stats"] == core["stats"]
+    assert found["vllm"]["directer"][0]["stats"]["gated"] > found["vllm"]["directer"][0]["stats"]["changed"] > 0
     assert found["vllm"]["directer"][0]["text"] != found["vllm"]["none"][0]["text"]
     errors = [row["error"] for row in found["vllm"]["directer"]]
     assert errors[:2] == [None, None]
@@ -72,6 +72,35 @@ def test_answers_come_as_they_end(vllm: VllmAnswerer) -> None:
     answers.close()
     assert not vllm._llm.llm_engine.has_unfinished_requests()
     assert [at for at, _ in vllm.results(jobs[1:], num_slots=3)] == [0, 1]
+
+
+def test_decisions_are_counted_by_any_method_with_a_temperature_too(vllm: VllmAnswerer) -> None:
+    """As the transformers engine counts them; whose random numbers are others where nothing is steered."""
+    sampling = heedful.Sampling(temperature=0.8, seed=3)
+    methods = (heedful.Directer(threshold=0.6), heedful.KeyScaling(1.3))
+    jobs = [heedful.Job(MARKED, method=method, max_new_tokens=24, sampling=sampling) for method in methods]
+    core = dict(heedful.load(dtype="float32").results(jobs, num_slots=2))
+    for at, ours in vllm.results(jobs, num_slots=2):
+        assert batch.made(ours) == batch.made(core[at]), methods[at]  # type: ignore[arg-type]
+    plain = heedful.Job(MARKED, method=None, max_new_tokens=24, sampling=sampling)
+    [(_, answer)] = vllm.results([plain], num_slots=1)
+    assert (answer.stats.gated, answer.stats.accepted, answer.stats.rejected) == (0, 0, 0)
+    assert 0 < answer.stats.changed < answer.stats.generated_tokens
+    assert not vllm._trails
+
+
+def test_what_the_worker_refuses_is_no_answer(vllm: VllmAnswerer, monkeypatch: Any) -> None:
+    host = host_of(vllm._llm.llm_engine.vllm_config)
+    monkeypatch.setattr(host, "refused", "the self-check failed")
+    jobs = [heedful.Job(MARKED, max_new_tokens=2), heedful.Job(MARKED, method=None, max_new_tokens=2)]
+    found = dict(vllm.results(jobs, num_slots=2))
+    assert isinstance(found[0], ModelError)
+    assert "self-check" in str(found[0])
+    assert found[1].stats.generated_tokens == 2
+    monkeypatch.setattr(vllm, "_refused", "a sliding window")
+    with pytest.raises(ModelError, match="cannot steer this model: a sliding window"):
+        vllm.ready(jobs[0])
+    assert vllm.ready(jobs[1]) is jobs[1]
 
 
 def test_a_vllm_that_does_not_start_is_one_line(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import platform
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -17,21 +18,13 @@ from heedful.models import resolve
 from heedful.prompt import EncodedPrompt, encode, is_auto
 from heedful.provenance import Facts
 from heedful.recipe import ModelShape
+from heedful.trace import Stats
+from heedful.vllm.arguments import TRAIL
+from heedful.vllm.decide import Trail
+from heedful.vllm.host import host_of
 from heedful.vllm.prompts import extra_args
 
 HEAD = 1 << 16  # bytes of each file of weights that go into their fingerprint
-
-
-@dataclass(frozen=True)
-class Counts:
-    """What vLLM tells of one answer: nothing of single decisions, which only its metrics count."""
-
-    prompt_tokens: int
-    generated_tokens: int
-    gated: None = None
-    accepted: None = None
-    rejected: None = None
-    changed: None = None
 
 
 @dataclass(frozen=True)
@@ -40,7 +33,7 @@ class Answered:
 
     text: str
     finish_reason: str
-    stats: Counts
+    stats: Stats
     detection: Detection | None
 
 
@@ -48,18 +41,30 @@ class VllmAnswerer:
     """A model in vLLM, in this process; see `heedful.batch.Answerer`."""
 
     def __init__(self, source: Source) -> None:
-        """Raises `OptionError` for a device, which is vLLM's to choose, `ModelError` where vLLM does not start."""
+        """Sets `VLLM_ENABLE_V1_MULTIPROCESSING` for this process, without which vLLM on a CPU starts others.
+
+        Raises `OptionError` for a device, which is vLLM's to choose, `ModelError` where vLLM does not start.
+        """
         if source.device != "cpu":
             raise OptionError(f"vLLM chooses its device by itself; leave --device {source.device} out")
         from vllm import LLM
 
         path = str(resolve(source.model))
-        # Static steering stores steered keys, which no other request may read.
+        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # in this process: the decisions are noted here
         try:
-            self._llm = LLM(path, dtype=source.dtype, enable_prefix_caching=False)
+            self._llm = LLM(
+                path,
+                dtype=source.dtype,
+                enable_prefix_caching=False,  # static steering stores steered keys, which no other request may read
+                distributed_executor_backend="uni",
+            )
         except Exception as error:  # vLLM raises anything, and says more above
             raise ModelError(f"vLLM does not start with {path}: {reason(error)}") from error
         self._tokenizer = self._llm.get_tokenizer()
+        host = host_of(self._llm.llm_engine.vllm_config)
+        self._refused = "vLLM has built its model without Heedful's registration" if host is None else host.refused
+        self._trails: dict[str, Any] = {} if host is None else host.trails
+        self._count = 0
         config = self._llm.llm_engine.vllm_config.model_config
         self._context_length = int(config.max_model_len)
         text = config.hf_text_config
@@ -77,13 +82,15 @@ class VllmAnswerer:
             raise ContextLengthError(
                 f"the prompt has {len(encoded.token_ids)} tokens, but vLLM holds {self._context_length} for this model"
             )
-        self._params(job, encoded)
+        if self._params(job, encoded).extra_args and self._refused:
+            raise ModelError(f"vLLM cannot steer this model: {self._refused}")
         return job
 
     def results(self, jobs: Sequence[Job], *, num_slots: int) -> Iterator[tuple[int, Any]]:
         """Each job's index and answer as it comes; vLLM chooses by itself how many run at a time."""
         encoded = [self._encoded(job) for job in jobs]
         params = [self._params(*pair) for pair in zip(jobs, encoded, strict=True)]
+        trails = [self._trail(one) for one in params]
         prompts = [{"prompt_token_ids": list(one.token_ids)} for one in encoded]
         asked = self._llm.enqueue(prompts, params, use_tqdm=False) if jobs else []
         places = {_number(request): at for at, request in enumerate(asked)}
@@ -92,15 +99,20 @@ class VllmAnswerer:
                 for output in self._llm.llm_engine.step():
                     if output.finished:
                         at = places.pop(_number(output.request_id))
-                        yield at, self._answered(output, encoded[at])
+                        yield at, _answered(output, encoded[at], trails[at])
         finally:
+            self._trails.clear()
             if places:  # whoever asked has gone: the next batch must not get these
                 self._llm.llm_engine.abort_request([each for each in asked if _number(each) in places], internal=True)
 
-    def _answered(self, output: Any, encoded: EncodedPrompt) -> Answered:
-        answer = output.outputs[0]
-        counts = Counts(len(encoded.token_ids), len(answer.token_ids))
-        return Answered(answer.text, _reason(answer), counts, encoded.detection)
+    def _trail(self, params: Any) -> Trail:
+        """Where the decisions of a request with these parameters will be noted; stays empty for a plain one."""
+        trail = Trail()
+        if params.extra_args:
+            self._count += 1
+            name = params.extra_args[TRAIL] = f"heedful-{self._count}"
+            self._trails[name] = trail
+        return trail
 
     def _encoded(self, job: Job) -> EncodedPrompt:
         return encode(self._tokenizer, job.prompt, job.instructions, raw=job.raw)
@@ -117,6 +129,7 @@ class VllmAnswerer:
             seed=job.sampling.seed,
             max_tokens=left if job.max_new_tokens is None else min(job.max_new_tokens, left),
             stop=list(job.stop),
+            logprobs=0 if is_idle and not job.sampling.is_greedy else None,  # whose rank tells what was changed
             extra_args=None if is_idle else extra_args(encoded, job.method),  # type: ignore[arg-type]
         )
 
@@ -128,6 +141,22 @@ def answerer(source: Source) -> VllmAnswerer:
     except ImportError as error:
         raise OptionError(f"--engine vllm needs vLLM beside Heedful, see docs/vllm.md ({error})") from error
     return VllmAnswerer(source)
+
+
+def _answered(output: Any, encoded: EncodedPrompt, trail: Trail) -> Answered | ModelError:
+    """What came of a request: its answer with the counts of its decisions, or why it was not steered."""
+    if trail.refused:
+        return ModelError(trail.refused)
+    answer = output.outputs[0]
+    stats = Stats(len(encoded.token_ids), len(answer.token_ids))
+    for note in trail.notes[: stats.generated_tokens]:
+        stats.gated += note.decision != "skipped"
+        stats.accepted += note.decision == "accepted"
+        stats.rejected += note.decision == "rejected"
+        stats.changed += note.changed
+    for token, told in zip(answer.token_ids, answer.logprobs or (), strict=False):
+        stats.changed += told[token].rank > 1
+    return Answered(answer.text, _reason(answer), stats, encoded.detection)
 
 
 def _fingerprint(path: Path) -> str:

@@ -27,13 +27,14 @@ PROBE_ROWS = 512  # of one ranking forward
 HEAD = 1024  # likeliest tokens among which a nucleus is looked for first: sorting a whole vocabulary takes longer
 
 
-@dataclass(frozen=True)
+@dataclass
 class Note:
     """What was decided for one token, as in `heedful.trace.Step`."""
 
     decision: Decision
     layers: int
     trials: int
+    changed: bool = False
 
 
 @dataclass
@@ -84,6 +85,11 @@ class State:
             self.trail.notes.append(Note(decision, len(sets[trial]), trial + 1))
         else:
             self.trail.notes.append(Note(decision, 0, len(sets) if decision == "rejected" else 0))
+
+    def note_change(self) -> None:
+        """Notes that the token of the step noted last is not the raw argmax."""
+        if self.trail is not None and self.trail.notes:
+            self.trail.notes[-1].changed = True
 
     def token(self, position: int) -> int:
         """The token at a position of prompt and answer."""
@@ -227,7 +233,10 @@ class Decider:
         for at, item in enumerate(ready):
             if at not in tokens:
                 tokens[at] = tops[at] if item.state.random is None else item.state.draw(logits[item.row])
-        done["changed"] += sum(tokens[at] != tops[at] and ready[at].state.is_gated for at in tokens)
+        for at, token in tokens.items():
+            if token != tops[at] and ready[at].state.is_gated:
+                done["changed"] += 1
+                ready[at].state.note_change()
         self._put(
             logits, {item.row: tokens[at] for at, item in enumerate(ready) if _is_put(item, tokens[at], tops[at])}
         )
