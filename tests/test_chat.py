@@ -146,6 +146,19 @@ def test_a_prefill_that_is_interrupted_holds_nothing_of_it(tiny: heedful.LM, mon
     assert read[0] > 150
 
 
+@pytest.mark.parametrize("method", [heedful.Directer(), heedful.KeyScaling(3.0, level=1)], ids=str)
+def test_a_conversation_is_what_is_generated_from_its_messages(tiny: heedful.LM, method: Any) -> None:
+    """Layers keep the order that they had as the marks came to be, however the turns are asked for."""
+    chat = talk(tiny, max_new_tokens=12, method=method)
+    for text in (LONG, "And of hills?", "<heed>Name no rivers.</heed> And of woods?", "And of lakes?"):
+        said, job = chat.send(text), chat._turns[-1].job
+        assert job is not None
+        (alone,) = tiny.generate_batch([job])
+        assert (said.token_ids, said.trace.ranking) == (alone.token_ids, alone.trace.ranking)
+        assert (said.stats.ranking_seconds > 0) == (text == LONG or "<heed>" in text)
+        assert alone.stats.ranking_seconds > 0
+
+
 def test_a_ranking_is_kept_as_soon_as_it_is_known(tiny: heedful.LM, monkeypatch: pytest.MonkeyPatch) -> None:
     _, ranked = counted(monkeypatch)
     chat = talk(tiny)

@@ -42,6 +42,10 @@ def alone(r: Request) -> list[int]:
     return new_tokens(run(engine(), [r], r.num_slots)[0])
 
 
+def alone_answer(r: Request) -> Answer:
+    return run(engine(), [r])[0]
+
+
 KINDS = {
     "plain": request(PROMPT),
     "directer": request(PROMPT, directer(), SPAN),
@@ -60,6 +64,25 @@ def test_leaving_frees_all_slots_at_once(kind: str, num_steps: int) -> None:
     one.finish(answer)
     assert (one.num_running, one.is_idle, one._free) == (0, True, [0, 1])
     assert new_tokens(drained(one, KINDS["directer"])[0]) == alone(KINDS["directer"])
+
+
+@pytest.mark.parametrize("recipe", [directer(), KeyScaling(3.0, level=1).recipe()], ids=["gated", "level"])
+@pytest.mark.parametrize("num_read", [len(PROMPT), 95, 120])
+def test_layers_are_ranked_where_the_marks_came_to_be(recipe: Any, num_read: int) -> None:
+    """By the tokens up to there, in whatever pieces the prompt is read, and whatever a slot holds of it."""
+    asked = request(LONG, recipe, SPAN, rank_at=num_read)
+    then = run(engine(), [request(LONG[:num_read], recipe, SPAN)])[0]
+    known = request(LONG, replace(recipe, ranking=then.ranking), SPAN)
+    for pieces in (5, 32, 2048):
+        one = decoder(prefill_tokens=pieces, reuses_prefixes=True)
+        for number in range(2):
+            answer, beside = drained(one, asked, KINDS["directer"])
+            assert (answer.ranking, answer.sensitivity) == (then.ranking, pytest.approx(then.sensitivity, abs=1e-5))
+            assert new_tokens(answer) == alone(known)
+            assert new_tokens(beside) == alone(KINDS["directer"])
+            assert answer.num_reused == (num_read - 1 if number else 0)
+    assert drained(one, known)[0].num_reused == len(LONG) - 1
+    assert num_read == len(LONG) or then.ranking != alone_answer(request(LONG, recipe, SPAN)).ranking
 
 
 def test_room() -> None:

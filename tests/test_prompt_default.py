@@ -68,6 +68,31 @@ def test_templates_that_lose_it(
     assert "\n" not in str(caught.value)
 
 
+def test_layers_are_ranked_where_the_marks_came_to_be(lm: heedful.LM, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before the first answer to the last of them, whatever was said since."""
+    chat = [
+        {"role": "system", "content": "Be kind. <heed>Use no commas.</heed>"},
+        {"role": "user", "content": "Tell of the sea."},
+        {"role": "assistant", "content": "It is wide."},
+        {"role": "user", "content": "And hills?"},
+        {"role": "assistant", "content": "They are high."},
+        {"role": "user", "content": "And rivers?"},
+    ]
+    turns = [lm.encode(chat[:count]) for count in (2, 4, 6)]
+    assert [turn.span.rank_at for turn in turns] == [None, *[len(turns[0].token_ids)] * 2]
+    assert [lm.encode(chat, "And hills?").span.rank_at, lm.encode(chat, "rivers").span.rank_at] == [
+        len(turns[1].token_ids),
+        None,
+    ]
+    assert lm.encode(chat[:3]).span.rank_at == len(turns[0].token_ids)  # an answer that is to be gone on with
+    assert lm.encode([chat[0], *chat[2:4]]).span.rank_at == lm.encode([chat[0]]).token_ids.__len__()
+    assert lm.encode(chat, [chat[2]["content"]]).span.rank_at == len(turns[1].token_ids)
+    assert lm.encode([*chat[:3], *chat[2:]], [chat[2]["content"]]).span.rank_at is not None
+    count = "<turns {{ messages | length }}>"  # a template that writes the first turns otherwise once more follow
+    monkeypatch.setattr(lm.tokenizer, "chat_template", count + lm.tokenizer.chat_template)
+    assert lm.encode(chat).span.rank_at is None
+
+
 def test_weights_and_several_ranges(lm: heedful.LM) -> None:
     encoded = encode(lm.tokenizer, "<heed weight=0.5>Be brief.</heed> Tell a story. <heed weight='2'>No commas.</heed>")
     assert set(encoded.span.weights) == {0.5, 2.0}

@@ -330,30 +330,45 @@ def rankings_measured(here: Running, monkeypatch: pytest.MonkeyPatch) -> list[in
     return found
 
 
-@pytest.mark.parametrize("keeps", [False, True])
-def test_rankings_are_kept_where_that_is_wanted(keeps: bool, tiny: heedful.LM, monkeypatch: pytest.MonkeyPatch) -> None:
-    with running(tiny, limits=Limits(4, 16, keeps_rankings=keeps)) as here:
+def test_layers_are_ranked_when_the_marks_change_and_only_then(
+    tiny: heedful.LM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Turn by turn: and every answer is the one that the messages get by themselves."""
+    with running(tiny, limits=Limits(4, 16)) as here:
+        found, client = rankings_measured(here, monkeypatch), here.client()
+        messages: list[Any] = [{"role": "user", "content": f"{PROMPT} Tell of the sea, of hills and rivers. " * 3}]
+        for said, count in (("And of woods?", 1), ("And <heed>in one line</heed> of lakes?", 1), ("Of towns?", 2)):
+            text, _ = heeded(client, messages)
+            assert len(found) == count
+            messages += [{"role": "assistant", "content": text}, {"role": "user", "content": said}]
+        reply = client.chat.completions.create(model="m", messages=messages, max_tokens=20)
+        assert len(found) == 2
+        assert reply.usage is not None
+        assert reply.usage.prompt_tokens_details is not None
+        assert reply.usage.prompt_tokens_details.cached_tokens > 150  # type: ignore[operator]
+        heeded(client, messages, strength=50.0)
+        heeded(client, messages, method="directer:ranking=reversed")
+        assert len(found) == 4
+        assert reply.choices[0].message.content == tiny.generate(messages, max_new_tokens=20).text
+
+
+def test_a_ranking_that_is_known_is_that_of_the_same_prompt(tiny: heedful.LM, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And so no answer depends on who asked before; those met the least lately are forgotten."""
+    with running(tiny, limits=Limits(4, 16)) as here:
         found, client = rankings_measured(here, monkeypatch), here.client()
         first = heeded(client, ASK)
         again = heeded(client, ASK)
         assert (again[0], again[1]["ranking"]) == (first[0], first[1]["ranking"])
-        assert len(found) == (1 if keeps else 2)
-        other = [{"role": "user", "content": PROMPT.replace("Japan", "the far north of Norway")}]
-        told = heeded(client, other)[1]
-        assert len(found) == (1 if keeps else 3)
-        assert not keeps or told["ranking"] == first[1]["ranking"]
-        count = len(found)
-        heeded(client, ASK, strength=50.0)
-        heeded(client, [{"role": "user", "content": PROMPT.replace("commas", "dashes")}])
-        heeded(client, ASK, method="directer:ranking=reversed")
-        assert len(found) == count + 3
+        assert len(found) == 1
+        heeded(client, [{"role": "user", "content": PROMPT.replace("Japan", "the far north of Norway")}])
+        assert len(found) == 2
         kept = here.engine._rankings
-        assert (len(kept._kept), kept.size) == ((4, 1024) if keeps else (0, 0))
-        kept.size = 4 if keeps else 0
+        assert (len(kept._kept), kept.size) == (2, 1024)
+        kept.size = 2
         heeded(client, [{"role": "user", "content": PROMPT.replace("commas", "vowels")}])
-        assert len(kept._kept) == kept.size
-        heeded(client, ASK)  # kept the longest, met the least lately
-        assert len(found) == count + 5
+        assert (len(found), len(kept._kept)) == (3, 2)
+        heeded(client, ASK)
+        assert len(found) == 4
 
 
 # -- limits

@@ -91,6 +91,17 @@ def test_methods(llama: Pair, llm: Any, method: Any) -> None:
     assert generated(llm, cases) == wanted
 
 
+def test_layers_are_ranked_where_the_marks_came_to_be(llama: Pair, llm: Any) -> None:
+    """In a conversation that has gone on since: with the tokens that were read by then, in the core as in vLLM."""
+    late = [case(seed, length=90 + seed, new=20) for seed in range(12)]
+    early = [replace(one, rank_at=30 + seed) for seed, one in enumerate(late)]
+    wanted = expected(llama.model, early)
+    assert wanted != expected(llama.model, late)
+    assert generated(llm, early) == wanted
+    levels = [replace(one, method=heedful.KeyScaling(5.0, level=1)) for one in early]
+    assert generated(llm, levels) == expected(llama.model, levels)
+
+
 def test_sampling_draws_what_the_core_draws(llama: Pair, llm: Any) -> None:
     sampling = heedful.Sampling(temperature=0.8, top_k=20, top_p=0.9, seed=7)
     cases = [case(seed, sampling=replace(sampling, seed=seed)) for seed in range(4)]

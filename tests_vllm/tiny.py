@@ -54,6 +54,7 @@ class Case:
     presence: float = 0.0
     frequency: float = 0.0
     repetition: float = 1.0
+    rank_at: int | None = None
 
     def process(self, token_ids: Sequence[int], logits: torch.Tensor) -> torch.Tensor:
         """Penalties by their definitions, for the core."""
@@ -70,7 +71,7 @@ class Case:
 
         extra = None
         if self.method is not None:
-            span = TokenSpan(self.span, (1.0,) * len(self.span))
+            span = TokenSpan(self.span, (1.0,) * len(self.span), self.rank_at)
             extra = {NAME: spelled(span, len(self.prompt), self.method)}
         named = {
             "temperature": self.sampling.temperature,
@@ -109,7 +110,8 @@ def expected(model: Any, cases: Sequence[Case]) -> list[list[int]]:
             span, weights = recipe.span(span, weights, len(one.prompt))
         is_penal = (one.presence, one.frequency, one.repetition) != (0.0, 0.0, 1.0)
         process = one.process if is_penal else None
-        requests.append(Request(one.prompt, one.new, recipe, span, weights, one.sampling, process=process))
+        asked = Request(one.prompt, one.new, recipe, span, weights, one.sampling, process=process, rank_at=one.rank_at)
+        requests.append(asked)
     return [new_tokens(answer) for answer in run(Engine(model), requests)]
 
 

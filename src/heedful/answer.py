@@ -29,6 +29,7 @@ class Request:
     """One sequence to decode.
 
     `positions`, `weights`: the instruction span's token positions and a weight each. `recipe` None: plain decoding.
+    `rank_at`: how many tokens of the prompt are read when the layers are ranked; None: all of them.
     `process(token_ids, logits (vocab,)) → logits`: logits processors that are no sampling filters; they act on raw and
     steered logits alike, before the gate. `num_top`: how many of the likeliest tokens each `Emitted` tells;
     `num_alternatives`: how many with their raw and their steered probability.
@@ -44,6 +45,13 @@ class Request:
     process: Process | None = None
     num_top: int = 0
     num_alternatives: int = 0
+    rank_at: int | None = None
+
+    @property
+    def probe_at(self) -> int | None:
+        """How many tokens are read when the layers are ranked by a measurement; None where they are not."""
+        is_probed = self.recipe is not None and self.recipe.needs_probe
+        return (self.rank_at or len(self.token_ids)) if is_probed else None
 
     @property
     def num_slots(self) -> int:

@@ -204,7 +204,7 @@ class Decoder:
         request = sequence.request
         sequence.slot = self._free[0]
         if self._held is not None:
-            wanted = request.token_ids[: min(sequence.num_raw, len(request.token_ids) - 1)]
+            wanted = request.token_ids[: min(sequence.num_raw, (request.probe_at or len(request.token_ids)) - 1)]
             sequence.slot, sequence.num_reused = self._held.best(self._free, wanted)
             self._held.keep(sequence.slot, wanted[: sequence.num_reused])  # whatever becomes of the rest
         self._free.remove(sequence.slot)
@@ -236,8 +236,13 @@ class Decoder:
         recipe, prompt = sequence.request.recipe, sequence.request.token_ids
         steerer = None if recipe is None else recipe.steerer
         start = self.slots.lengths[sequence.slot]
-        # The last prompt token is a row where it must be probed or steered, else simply the chunk's last.
-        stop = len(prompt) if steerer is None else len(prompt) - 1
+        if recipe is not None and steerer is not None and not sequence.edits:
+            self._prepare(sequence, recipe)
+        # The last token is a row where it must be probed or steered, else simply the chunk's last. Layers are ranked
+        # where the conversation stood when what is marked came to be so; what follows is read afterwards.
+        is_probed = recipe is not None and steerer is not None and not sequence.edits
+        end = (sequence.request.rank_at if is_probed else None) or len(prompt)
+        stop = end if steerer is None else end - 1
         take = min(stop - start, budget)
         if recipe is not None and steerer is not None and steerer.is_pooled and sequence.is_steered_always:
             # What is pooled over must not depend on who else is prefilled: cut by the prompt's own length only.
@@ -245,13 +250,11 @@ class Decoder:
             if take > budget and budget < self.prefill_tokens:
                 return 0
         is_last = start + take == stop
-        if recipe is not None and steerer is not None and not sequence.edits:
-            self._prepare(sequence, recipe)
         steered = sequence.edits[0] if sequence.is_steered_always and sequence.edits else None
         rows: list[Row] = []
         if recipe is not None and steerer is not None and is_last:
-            rows = [Row(prompt[-1], len(prompt) - 1, sequence.slot, steered)]
-            if not sequence.edits:
+            rows = [Row(prompt[stop], stop, sequence.slot, steered, wants_logits=end == len(prompt))]
+            if is_probed:
                 rows = ranking.probe_rows(recipe, rows[0], self.engine.num_layers)
             if len(rows) > max(1, budget - take) and budget < self.prefill_tokens:
                 rows = []  # they wait for a step that has room; the first prompt of a step finds it
@@ -269,7 +272,7 @@ class Decoder:
         layers = self.engine.num_layers
         if not recipe.needs_ranking:
             self._rank(sequence, tuple(range(layers)))
-        elif not ranking.needs_probe(recipe.ranking):
+        elif not recipe.needs_probe:
             self._rank(sequence, ranking.given(recipe.ranking, layers))
 
     def _rank(self, sequence: Answer, order: tuple[int, ...]) -> None:

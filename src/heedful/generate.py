@@ -202,12 +202,14 @@ class LM:
         if recipe is not None:
             recipe.check(self.engine.shape)
             positions, weights = recipe.span(span.positions, span.weights, len(token_ids))
+        is_before = span.rank_at is not None and positions and positions[-1] < span.rank_at  # they may be displaced
         return Request(
             token_ids=token_ids,
             max_new_tokens=room(len(token_ids), max_new_tokens, self.engine.context_length),
             recipe=recipe,
             positions=positions,
             weights=weights,
+            rank_at=span.rank_at if is_before else None,
             sampling=sampling,
             eos_ids=self.eos_ids(),
         )

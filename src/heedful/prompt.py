@@ -88,10 +88,11 @@ def encode(
     spans = _locate(render, text, messages, marks) if marks else []
     tokens = _tokenise(tokenizer, text, plain=plain, has_offsets=bool(spans))
     offsets = tuple((start, end) for start, end in tokens["offset_mapping"]) if spans else ()
+    token_ids, span = tuple(tokens["input_ids"]), tokens_in(spans, offsets, text)
     return EncodedPrompt(
         text=text,
-        token_ids=tuple(tokens["input_ids"]),
-        span=tokens_in(spans, offsets, text),
+        token_ids=token_ids,
+        span=replace(span, rank_at=_rank_at(tokenizer, messages, marks, token_ids, span)),
         offsets=offsets,
         char_spans=tuple((span.start, span.end, span.weight) for span in spans),
         detection=detection,
@@ -465,6 +466,27 @@ def _named(messages: Sequence[_Message], mark: _Mark) -> str:
 
 
 # Tokens
+
+
+def _rank_at(
+    tokenizer: Any, messages: Sequence[_Message], marks: Sequence[_Mark], token_ids: tuple[int, ...], span: TokenSpan
+) -> int | None:
+    """How many tokens the prompt had before the first answer to what is marked; see `TokenSpan`.
+
+    None where there is no such answer yet, or the template writes the turns before it otherwise than it did then.
+    """
+    last = max((mark.message for mark in marks), default=len(messages))
+    answer = next((at for at in range(last + 1, len(messages)) if messages[at].role == "assistant"), None)
+    if answer is None or messages[answer - 1].role == "assistant":
+        return None
+    before = messages[:answer]
+    try:
+        text = _through_template(tokenizer, before)([message.content for message in before])
+        then = tuple(_tokenise(tokenizer, text, plain=False, has_offsets=False)["input_ids"])
+    except PromptError:
+        return None
+    is_prefix = token_ids[: len(then)] == then and len(then) < len(token_ids)
+    return len(then) if is_prefix and span.positions[-1] < len(then) else None
 
 
 def _tokenise(tokenizer: Any, text: str, *, plain: bool, has_offsets: bool) -> Any:

@@ -25,11 +25,6 @@ class Measured:
     scores: tuple[float, ...]
 
 
-def needs_probe(ranking: Ranking) -> bool:
-    """Whether this ranking is measured on the prompt."""
-    return ranking in ("paper", "released", "reversed")
-
-
 def probe_rows(recipe: Recipe, raw: Row, num_layers: int) -> list[Row]:
     """The L + 1 rows, `raw` and the same steered in each layer; only the raw one's logits are read."""
     assert recipe.steerer is not None

@@ -16,7 +16,8 @@ from heedful.errors import OptionError
 from heedful.gate import Plausibility
 from heedful.schedule import Halving
 
-RANKINGS = ("paper", "released", "reversed", "random", "random:SEED")
+MEASURED = ("paper", "released", "reversed")  # on the prompt, by probe rows
+RANKINGS = (*MEASURED, "random", "random:SEED")
 Ranking = str | tuple[int, ...]
 # "keys": as if stored keys were changed, so before a soft-cap, and a row's own key is spared. "scores": a bias on what
 # enters the softmax, so after soft-cap and mask, and a row's own key counts like any other.
@@ -163,6 +164,11 @@ class Recipe:
     def needs_ranking(self) -> bool:
         """Whether the layers must be ordered before the first steered row."""
         return self.steerer is not None and (self.gate is not None or self.level > 0)
+
+    @property
+    def needs_probe(self) -> bool:
+        """Whether that order is measured on the prompt."""
+        return self.needs_ranking and self.ranking in MEASURED
 
     def candidate_sets(self, ranking: tuple[int, ...]) -> tuple[frozenset[int], ...]:
         """The sets of layers to try, strongest first, from a ranking of all layers."""

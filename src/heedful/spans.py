@@ -49,10 +49,15 @@ class Span:
 
 @dataclass(frozen=True, slots=True)
 class TokenSpan:
-    """The marked tokens of a prompt: `positions` rising, one weight for each. Empty and so false if none is."""
+    """The marked tokens of a prompt: `positions` rising, one weight for each. Empty and so false if none is.
+
+    `rank_at`: how many tokens the prompt had when these came to be marked, where a conversation has gone on since: the
+    layers are ranked there, so that they keep their order until other tokens are marked. None: at the prompt's end.
+    """
 
     positions: tuple[int, ...] = ()
     weights: tuple[float, ...] = ()
+    rank_at: int | None = None
 
     def __post_init__(self) -> None:
         if len(self.positions) != len(self.weights):
@@ -61,6 +66,8 @@ class TokenSpan:
             raise SpanError(f"token positions must rise from 0 or more: {excerpt(str(self.positions))}")
         if not all(map(_is_weight, self.weights)):
             raise OptionError(f"token weights are numbers from 0 to {MAX_WEIGHT:g}: {excerpt(str(self.weights))}")
+        if self.rank_at is not None and (not self.positions or self.rank_at <= self.positions[-1]):
+            raise SpanError(f"layers cannot be ranked at token {self.rank_at}: the marked tokens must lie before it")
 
     def __len__(self) -> int:
         return len(self.positions)

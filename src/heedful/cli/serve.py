@@ -38,9 +38,6 @@ def serve(
         int | None, typer.Option(min=1, help="Prompt tokens read in one step; else 128 on a CPU, 1024 on a GPU.")
     ] = None,
     reuse_prefixes: Annotated[bool, typer.Option(help="Do not read again what a slot still holds.")] = True,
-    keep_rankings: Annotated[
-        bool, typer.Option("--keep-rankings", help="Rank layers anew only for other instructions or methods.")
-    ] = False,
     engine: Annotated[
         str, typer.Option(help="transformers, or vllm where vLLM is installed beside Heedful: docs/vllm.md.")
     ] = "transformers",
@@ -78,7 +75,7 @@ def serve(
     )
     marking.Default.of(method)  # what is wrong with it is better said before the model is loaded
     with run.listen(host, port) as bound:
-        limits = worker.Limits(max_batch, max_queue, prefill_chunk, reuse_prefixes, keep_rankings)
+        limits = worker.Limits(max_batch, max_queue, prefill_chunk, reuse_prefixes)
         if engine == "vllm":
             loaded = _in_vllm(model, device, dtype, limits, max_context, engine_option or [])
         else:
@@ -93,8 +90,6 @@ def _in_vllm(model: str | None, device: str, dtype: str, limits: Any, max_contex
 
     if device != "cpu":
         raise OptionError(f"vLLM chooses its device by itself; leave --device {device} out")
-    if limits.keeps_rankings:
-        raise OptionError("vLLM ranks the layers of every request; leave --keep-rankings out")
     return engine.loaded(model, dtype, limits, max_context, dict(map(_option, given)))
 
 

@@ -1,7 +1,9 @@
-"""The transformers model behind the protocol: the core's decoder with its slots, and the rankings that are kept."""
+"""The transformers model behind the protocol: the core's decoder with its slots, and the rankings of late."""
 
 from __future__ import annotations
 
+import hashlib
+from array import array
 from collections import OrderedDict
 from collections.abc import Hashable
 from dataclasses import replace
@@ -22,10 +24,10 @@ PREFILL_TOKENS = {True: 128, False: 1024}  # on a CPU, elsewhere
 
 
 class Rankings:
-    """The rankings of the instructions that were met last, by their tokens and the method; at most `size` of them.
+    """The rankings that were measured last, at most `size` of them, each by all that it depends on.
 
-    A ranking depends on the whole prompt that it was measured on: who keeps it lets an answer depend a little on who
-    asked the same before.
+    That is the prompt up to where its marked tokens came to be marked, those tokens, and the method: the turns of a
+    conversation share one ranking until other tokens are marked, and no answer depends on who asked before.
     """
 
     def __init__(self, size: int) -> None:
@@ -42,14 +44,14 @@ class Rankings:
 
     def keep(self, request: Request, answer: Answer) -> None:
         """Notes what was measured for the `answer` to `request`."""
-        if self.size and answer.sensitivity:
+        if answer.sensitivity:
             self._kept[self._key(request)] = Measured(answer.ranking, answer.sensitivity)
             if len(self._kept) > self.size:
                 self._kept.popitem(last=False)
 
     def _key(self, request: Request) -> Hashable:
-        tokens = tuple(request.token_ids[position] for position in request.positions)
-        return tokens, request.weights, request.recipe
+        read = array("q", request.token_ids[: request.probe_at])
+        return hashlib.sha256(read.tobytes()).digest(), request.positions, request.weights, request.recipe
 
 
 class TransformersEngine(ThreadedEngine):
@@ -68,7 +70,7 @@ class TransformersEngine(ThreadedEngine):
             fails_alone=True,
         )
         super().__init__(self._core, storage.context, limits)
-        self._rankings = Rankings(KEPT_RANKINGS if limits.keeps_rankings else 0)
+        self._rankings = Rankings(KEPT_RANKINGS)
 
     def check(self, method: Method) -> None:
         """Raises `OptionError` where the method does not fit the model, or needs more slots than there are."""
@@ -90,7 +92,9 @@ class TransformersEngine(ThreadedEngine):
 
     def _submit(self, request: Request) -> Answer:
         """Queues it at the decoder, with the ranking that is known of its instruction."""
-        known, recipe = self._rankings.find(request), request.recipe
+        recipe, known = request.recipe, None
+        if request.probe_at is not None:
+            known = self._rankings.find(request)
         if known is None or recipe is None:
             return self._core.submit(request)
         answer = self._core.submit(replace(request, recipe=replace(recipe, ranking=known.order)))

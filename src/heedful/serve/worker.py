@@ -34,15 +34,13 @@ Message: TypeAlias = "Token | BaseException"
 class Limits:
     """`max_running` answers at a time, `max_queue` more that wait; see `Decoder` for the rest.
 
-    `prefill_tokens` None: as many as a step can read in a small part of a second, by the device. `keeps_rankings`:
-    layers are ranked anew only where the instruction's tokens or the method are other ones; see `core.Rankings`.
+    `prefill_tokens` None: as many as a step can read in a small part of a second, by the device.
     """
 
     max_running: int = 16
     max_queue: int = 64
     prefill_tokens: int | None = None
     reuses_prefixes: bool = True
-    keeps_rankings: bool = False
 
 
 class Decoding(Protocol):

@@ -21,7 +21,7 @@ from heedful.spans import TokenSpan
 NAME = "heedful"
 TRAIL = "heedful_trail"  # beside it, in one process: under which name the decisions are noted
 MAX_TOKENS = 1 << 20  # of a prompt: what is asked must not fill memory before vLLM has seen the prompt
-FIELDS = ("spans", "prompt_tokens", "digest", "salted", "method", "strength", "threshold")
+FIELDS = ("spans", "prompt_tokens", "rank_at", "digest", "salted", "method", "strength", "threshold")
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,7 @@ def spelled(span: TokenSpan, prompt_tokens: int, method: Method) -> dict[str, An
         "spans": [list(run) for run in _runs(span)],
         "prompt_tokens": prompt_tokens,
         "method": _method_fields(method),
+        **({} if span.rank_at is None else {"rank_at": span.rank_at}),
     }
 
 
@@ -116,12 +117,17 @@ def read(extra_args: Mapping[str, Any] | None) -> Asked | None:
     tokens = whole(f"{NAME}.prompt_tokens", given["prompt_tokens"], low=1, high=MAX_TOKENS)
     recipe = _steerable(method)
     span = _span(given.get("spans"), tokens)
+    rank_at = given.get("rank_at")
+    if rank_at is not None:
+        whole(f"{NAME}.rank_at", rank_at, low=span.positions[-1] + 1, high=tokens)
     seen, is_salted = given.get("digest"), given.get("salted", False)
     if seen is not None:
         whole(f"{NAME}.digest", seen, low=0)
     if not isinstance(is_salted, bool):
         raise OptionError(f"{NAME}.salted must be true or false; got {is_salted!r:.80}")
-    span = TokenSpan(*recipe.span(span.positions, span.weights, tokens))
+    positions, weights = recipe.span(span.positions, span.weights, tokens)
+    is_before = rank_at is not None and positions and positions[-1] < rank_at  # they may be displaced
+    span = TokenSpan(positions, weights, rank_at if is_before else None)
     return Asked(span, tokens, method, recipe, seen, is_salted)
 
 

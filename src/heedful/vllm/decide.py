@@ -76,6 +76,11 @@ class State:
         """A token that ends it, where there is any."""
         return self.ends[0] if self.ends else 0
 
+    @property
+    def rank_at(self) -> int:
+        """How many tokens of the prompt are read where the layers are ranked."""
+        return self.asked.span.rank_at or len(self.prompt)
+
     def note(self, decision: Decision, trial: int = -1) -> None:
         """Notes what came of a step; `trial`: the place of the candidate set that was taken."""
         if self.trail is None:
@@ -184,12 +189,12 @@ class Decider:
             recipe = item.state.asked.recipe
             if not recipe.needs_ranking:
                 self._settle_sets(item.state, tuple(range(layers)))
-            elif not ranking.needs_probe(recipe.ranking):
+            elif not recipe.needs_probe:
                 self._settle_sets(item.state, ranking.given(recipe.ranking, layers))
             else:
                 probed.append(item)
         sets = (frozenset[int](), *(frozenset([layer]) for layer in range(layers)))
-        parts = [self._part(item, raw, sets, len(item.state.prompt) - 1) for item in probed]
+        parts = [self._part(item, raw, sets, item.state.rank_at - 1) for item in probed]
         most = max(1, PROBE_ROWS // len(sets))
         for begin in range(0, len(parts), most):
             self._probe(probed[begin : begin + most], parts[begin : begin + most])
