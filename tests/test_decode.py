@@ -71,7 +71,8 @@ def test_leaving_frees_all_slots_at_once(kind: str, num_steps: int) -> None:
 def test_layers_are_ranked_where_the_marks_came_to_be(recipe: Any, num_read: int) -> None:
     """By the tokens up to there, in whatever pieces the prompt is read, and whatever a slot holds of it."""
     asked = request(LONG, recipe, SPAN, rank_at=num_read)
-    then = run(engine(), [request(LONG[:num_read], recipe, SPAN)])[0]
+    then = alone_answer(request(LONG[:num_read], recipe, SPAN))
+    late = alone_answer(request(LONG, recipe, SPAN))
     known = request(LONG, replace(recipe, ranking=then.ranking), SPAN)
     for pieces in (5, 32, 2048):
         one = decoder(prefill_tokens=pieces, reuses_prefixes=True)
@@ -80,9 +81,16 @@ def test_layers_are_ranked_where_the_marks_came_to_be(recipe: Any, num_read: int
             assert (answer.ranking, answer.sensitivity) == (then.ranking, pytest.approx(then.sensitivity, abs=1e-5))
             assert new_tokens(answer) == alone(known)
             assert new_tokens(beside) == alone(KINDS["directer"])
-            assert answer.num_reused == (num_read - 1 if number else 0)
-    assert drained(one, known)[0].num_reused == len(LONG) - 1
-    assert num_read == len(LONG) or then.ranking != alone_answer(request(LONG, recipe, SPAN)).ranking
+            assert answer.num_reused == (len(LONG) - 1 if number else 0)
+    passes = [alone_answer(r).stats.forward_passes for r in (asked, known)]
+    assert passes[0] == passes[1] + (recipe.gate is None)  # ranking costs none, but steers the last token afterwards
+    assert num_read == len(LONG) or then.ranking != late.ranking
+
+
+@pytest.mark.parametrize("rank_at", [0, SPAN[-1], len(LONG) + 1])
+def test_layers_cannot_be_ranked_just_anywhere(rank_at: int) -> None:
+    with pytest.raises(OptionError, match="rank_at must lie behind the marked tokens"):
+        decoder().submit(request(LONG, directer(), SPAN, rank_at=rank_at))
 
 
 def test_room() -> None:

@@ -85,12 +85,43 @@ def test_layers_are_ranked_where_the_marks_came_to_be(lm: heedful.LM, monkeypatc
         None,
     ]
     assert lm.encode(chat[:3]).span.rank_at == len(turns[0].token_ids)  # an answer that is to be gone on with
-    assert lm.encode([chat[0], *chat[2:4]]).span.rank_at == lm.encode([chat[0]]).token_ids.__len__()
+    assert lm.encode([chat[0], *chat[2:4]]).span.rank_at is None  # a greeting: no answer to anybody yet
+    greeted = [chat[0], *chat[2:5]]
+    assert lm.encode([*greeted, chat[5]]).span.rank_at == len(lm.encode(greeted[:3]).token_ids)
     assert lm.encode(chat, [chat[2]["content"]]).span.rank_at == len(turns[1].token_ids)
-    assert lm.encode([*chat[:3], *chat[2:]], [chat[2]["content"]]).span.rank_at is not None
-    count = "<turns {{ messages | length }}>"  # a template that writes the first turns otherwise once more follow
+    twice = [*chat[:3], {"role": "assistant", "content": "Very wide."}, *chat[3:]]
+    assert lm.encode(twice, [chat[2]["content"]]).span.rank_at is None  # two answers one after the other
+
+
+@pytest.mark.parametrize("opening", ["\n\nIt is wide.", "It is wide."])
+@pytest.mark.parametrize("thinking", ["", "<think>\n"])
+def test_what_is_written_otherwise_once_it_is_answered_does_not_count(
+    lm: heedful.LM, opening: str, thinking: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A tokenizer merges an answer's first characters with what stood before; a template may drop what it thought."""
+    prompt, template = "<|im_start|>assistant\n", lm.tokenizer.chat_template
+    assert template.count(prompt) == 1
+    monkeypatch.setattr(lm.tokenizer, "chat_template", template.replace(prompt, prompt + thinking))
+    chat = [{"role": "user", "content": "Tell of the sea. <heed>Use no commas.</heed>"}]
+    first = lm.encode(chat)
+    found = set()
+    for _ in range(3):
+        chat += [{"role": "assistant", "content": opening}, {"role": "user", "content": "And hills?"}]
+        found.add(lm.encode(chat).span.rank_at)
+        shared = found.copy().pop()
+        assert shared is not None
+        assert lm.encode(chat).token_ids[:shared] == first.token_ids[:shared]
+    assert len(found) == 1
+    assert (shared == len(first.token_ids)) == (opening[0] != "\n" and not thinking)
+    assert shared > first.span.positions[-1] + 1
+
+
+def test_a_template_that_writes_the_marks_otherwise_later(lm: heedful.LM, monkeypatch: pytest.MonkeyPatch) -> None:
+    chat = [{"role": "user", "content": "Use no commas."}, {"role": "assistant", "content": "So be it."}]
+    chat += [{"role": "user", "content": "Tell of the sea."}]
+    count = "<turns {{ messages | length }}>"
     monkeypatch.setattr(lm.tokenizer, "chat_template", count + lm.tokenizer.chat_template)
-    assert lm.encode(chat).span.rank_at is None
+    assert lm.encode(chat, "Use no commas.").span.rank_at is None
 
 
 def test_weights_and_several_ranges(lm: heedful.LM) -> None:

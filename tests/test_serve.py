@@ -99,7 +99,12 @@ def test_streamed_is_not_streamed(client: openai.OpenAI, tiny: heedful.LM) -> No
     assert deltas[-1].finish_reason == whole.choices[0].finish_reason == "stop"
     logprobs = [entry for choice in deltas if choice.logprobs for entry in choice.logprobs.content or []]
     assert whole.choices[0].logprobs is not None
-    assert logprobs == whole.choices[0].logprobs.content
+    assert whole.choices[0].logprobs.content is not None
+    for here, there in zip(logprobs, whole.choices[0].logprobs.content, strict=True):
+        assert (here.token, here.bytes) == (there.token, there.bytes)
+        ours, theirs = ({top.token: top.logprob for top in one.top_logprobs} for one in (here, there))
+        assert ours == pytest.approx(theirs, abs=1e-5)  # the second one had its ranking, and so fewer rows
+        assert here.logprob == pytest.approx(there.logprob, abs=1e-5)
     assert chunks[-1].usage is not None
     assert whole.usage is not None
     assert chunks[-1].usage.completion_tokens == whole.usage.completion_tokens == 8
@@ -330,26 +335,38 @@ def rankings_measured(here: Running, monkeypatch: pytest.MonkeyPatch) -> list[in
     return found
 
 
+@pytest.mark.parametrize("more", [{}, {"stop": ["e"]}, {"stream": True}], ids=["whole", "stop", "left"])
 def test_layers_are_ranked_when_the_marks_change_and_only_then(
-    tiny: heedful.LM, monkeypatch: pytest.MonkeyPatch
+    tiny: heedful.LM, monkeypatch: pytest.MonkeyPatch, more: dict[str, Any]
 ) -> None:
-    """Turn by turn: and every answer is the one that the messages get by themselves."""
+    """Turn by turn, however an answer ends: and each is the one that the messages get by themselves."""
     with running(tiny, limits=Limits(4, 16)) as here:
         found, client = rankings_measured(here, monkeypatch), here.client()
         messages: list[Any] = [{"role": "user", "content": f"{PROMPT} Tell of the sea, of hills and rivers. " * 3}]
+
+        def ask(**field: Any) -> tuple[str, int]:
+            """The answer, or its first token where it is left; and how much of the prompt was not read again."""
+            reply: Any = client.chat.completions.create(
+                model="m", messages=messages, max_tokens=20, extra_body={"heedful": field}, **more
+            )
+            if "stream" in more:
+                text = next(piece for chunk in reply if (piece := chunk.choices[0].delta.content))
+                reply.close()
+                return text, 0
+            return reply.choices[0].message.content, reply.usage.prompt_tokens_details.cached_tokens
+
         for said, count in (("And of woods?", 1), ("And <heed>in one line</heed> of lakes?", 1), ("Of towns?", 2)):
-            text, _ = heeded(client, messages)
+            messages += [{"role": "assistant", "content": ask()[0]}, {"role": "user", "content": said}]
             assert len(found) == count
-            messages += [{"role": "assistant", "content": text}, {"role": "user", "content": said}]
-        reply = client.chat.completions.create(model="m", messages=messages, max_tokens=20)
+        text, cached = ask()
         assert len(found) == 2
-        assert reply.usage is not None
-        assert reply.usage.prompt_tokens_details is not None
-        assert reply.usage.prompt_tokens_details.cached_tokens > 150  # type: ignore[operator]
-        heeded(client, messages, strength=50.0)
-        heeded(client, messages, method="directer:ranking=reversed")
+        assert "stream" in more or cached > 120
+        cached = ask(strength=50.0)[1]
+        assert "stream" in more or cached > 120
+        ask(method="directer:ranking=reversed")
         assert len(found) == 4
-        assert reply.choices[0].message.content == tiny.generate(messages, max_new_tokens=20).text
+        alone = tiny.generate(messages, max_new_tokens=20, stop=more.get("stop", ())).text
+        assert alone.startswith(text) if "stream" in more else alone == text
 
 
 def test_a_ranking_that_is_known_is_that_of_the_same_prompt(tiny: heedful.LM, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -360,15 +377,37 @@ def test_a_ranking_that_is_known_is_that_of_the_same_prompt(tiny: heedful.LM, mo
         again = heeded(client, ASK)
         assert (again[0], again[1]["ranking"]) == (first[0], first[1]["ranking"])
         assert len(found) == 1
-        heeded(client, [{"role": "user", "content": PROMPT.replace("Japan", "the far north of Norway")}])
-        assert len(found) == 2
+        [known] = here.engine._rankings._kept.values()
+        assert len(known.scores) == 3
+        plain = PROMPT.replace("<heed>", "").replace("</heed>", "")
+        others = ["<heed weight=0.5>Do not use any commas.</heed>", "Do not use <heed>any commas.</heed>"]
+        for count, other in enumerate((*others, "Do not use any <heed>vowels.</heed>"), start=2):
+            told = heeded(client, [{"role": "user", "content": f"Plan a trip to Japan. {other}"}])[1]
+            assert len(found) == count
+            alone = tiny.generate(f"Plan a trip to Japan. {other}", max_new_tokens=1)
+            assert told["ranking"] == list(alone.trace.ranking)
+            found.pop()
+        heeded(client, [{"role": "user", "content": plain}], method="static", instructions=["Japan"])
+        heeded(client, ASK, method="directer:span=random:1")  # drawn anew: never known
         kept = here.engine._rankings
-        assert (len(kept._kept), kept.size) == (2, 1024)
-        kept.size = 2
-        heeded(client, [{"role": "user", "content": PROMPT.replace("commas", "vowels")}])
-        assert (len(found), len(kept._kept)) == (3, 2)
+        assert (len(kept._kept), kept.size) == (4, 1024)
+        kept.size = 4
+        count = len(found)
+        heeded(client, [{"role": "user", "content": PROMPT.replace("commas", "dashes")}])
+        assert (len(found), len(kept._kept)) == (count + 1, 4)
         heeded(client, ASK)
-        assert len(found) == 4
+        assert len(found) == count + 2
+
+
+def test_a_ranking_is_told_to_nobody_else_where_prefixes_are_not(
+    tiny: heedful.LM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a request costs would tell one client what another has asked."""
+    with running(tiny, limits=Limits(4, 16, reuses_prefixes=False)) as here:
+        found, client = rankings_measured(here, monkeypatch), here.client()
+        assert heeded(client, ASK)[0] == heeded(client, ASK)[0]
+        assert len(found) == 2
+        assert not here.engine._rankings._kept
 
 
 # -- limits

@@ -63,6 +63,17 @@ def test_an_empty_token_span_is_false() -> None:
     assert len(TokenSpan((3, 5), (1.0, 0.0))) == 2
 
 
+def test_layers_are_ranked_behind_the_tokens_of_a_span() -> None:
+    span = TokenSpan((3, 5), (1.0, 0.5), rank_at=9)
+    assert span.moved((4, 8), (1.0, 1.0)) == TokenSpan((4, 8), (1.0, 1.0), 9)
+    assert span.moved((4, 9), (1.0, 1.0)).rank_at is None
+    assert span.moved((), ()) == TokenSpan()
+    assert TokenSpan((3,), (1.0,)).moved((4,), (1.0,)).rank_at is None
+    for positions in ((), (9,)):
+        with pytest.raises(SpanError, match="cannot be ranked at token 9"):
+            TokenSpan(positions, (1.0,) * len(positions), 9)
+
+
 @pytest.mark.parametrize(
     ("positions", "weights", "error"),
     [

@@ -93,10 +93,15 @@ def test_tags_just_work(client: openai.OpenAI, lm: heedful.LM) -> None:
     assert found == [*wanted, *plain]
 
 
-def test_the_heedful_field(client: openai.OpenAI, lm: heedful.LM) -> None:
+TURNS = [{"role": "assistant", "content": "I AM A MODEL."}, {"role": "user", "content": "And who am I?"}]
+
+
+@pytest.mark.parametrize("more", [[], TURNS], ids=["one turn", "a conversation"])
+def test_the_heedful_field(client: openai.OpenAI, lm: heedful.LM, more: list[dict[str, str]]) -> None:
     messages = [
         {"role": "system", "content": "Answer in capital letters."},
         {"role": "user", "content": "Who are you?"},
+        *more,
     ]
     field = {"instructions": "system", "strength": 30.0, "threshold": 0.2}
     answer = client.chat.completions.create(
@@ -260,6 +265,9 @@ def test_offline_helper_counts_as_vllm_does(lm: heedful.LM) -> None:
     asked = sampling_params(lm.tokenizer, PROMPT, max_tokens=3).extra_args["heedful"]
     prompt = tokens_prompt(lm.tokenizer, PROMPT)["prompt_token_ids"]
     assert asked["prompt_tokens"] == len(prompt)
+    assert "rank_at" not in asked
+    later = sampling_params(lm.tokenizer, [{"role": "user", "content": PROMPT}, *TURNS], max_tokens=3)
+    assert later.extra_args["heedful"]["rank_at"] == len(prompt)
     marked = lm.tokenizer.decode([prompt[at] for start, end, _ in asked["spans"] for at in range(start, end)])
     assert "Do not use any commas" in marked
     with pytest.raises(heedful.SpanError, match="nothing in the prompt is marked"):

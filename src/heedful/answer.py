@@ -29,7 +29,7 @@ class Request:
     """One sequence to decode.
 
     `positions`, `weights`: the instruction span's token positions and a weight each. `recipe` None: plain decoding.
-    `rank_at`: how many tokens of the prompt are read when the layers are ranked; None: all of them.
+    `rank_at`: with which token the layers are ranked, counted from 1; None: with the prompt's last.
     `process(token_ids, logits (vocab,)) → logits`: logits processors that are no sampling filters; they act on raw and
     steered logits alike, before the gate. `num_top`: how many of the likeliest tokens each `Emitted` tells;
     `num_alternatives`: how many with their raw and their steered probability.
@@ -46,12 +46,6 @@ class Request:
     num_top: int = 0
     num_alternatives: int = 0
     rank_at: int | None = None
-
-    @property
-    def probe_at(self) -> int | None:
-        """How many tokens are read when the layers are ranked by a measurement; None where they are not."""
-        is_probed = self.recipe is not None and self.recipe.needs_probe
-        return (self.rank_at or len(self.token_ids)) if is_probed else None
 
     @property
     def num_slots(self) -> int:

@@ -334,14 +334,11 @@ class Chat:
         return False
 
     def _with_ranking(self, answering: Answering) -> Answering:
-        """The request with the ranking that these instruction tokens already have; else it is measured at its end.
-
-        To measure it further back, where something was retired, would be to read all that follows once more.
-        """
+        """The request with the ranking that these instruction tokens already have."""
         request = answering.request
         known = self._rankings.get(self._key(answering))
-        recipe = request.recipe if known is None or request.recipe is None else replace(request.recipe, ranking=known)
-        answering.request = replace(request, recipe=recipe, rank_at=None)
+        if known is not None and request.recipe is not None:
+            answering.request = replace(request, recipe=replace(request.recipe, ranking=known))
         return answering
 
     def _key(self, answering: Answering) -> str:

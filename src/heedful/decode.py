@@ -93,7 +93,13 @@ class Decoder:
             self._held = Held(self.slots.num_slots)
 
     def check(self, request: Request) -> None:
-        """Raises `ContextLengthError` where no slot could hold the request, `OptionError` where it needs too many."""
+        """Raises `ContextLengthError` where no slot could hold the request, `OptionError` where it needs too many, or
+        its `rank_at` is none.
+        """
+        if request.rank_at is not None and not max(request.positions, default=0) < request.rank_at <= len(
+            request.token_ids
+        ):
+            raise OptionError(f"rank_at must lie behind the marked tokens and in the prompt; got {request.rank_at}")
         need = capacity_for(request, self.engine.num_layers)
         if need > self.slots.capacity:
             raise ContextLengthError(f"the request needs {need} cached tokens, a slot holds {self.slots.capacity}")
@@ -204,7 +210,7 @@ class Decoder:
         request = sequence.request
         sequence.slot = self._free[0]
         if self._held is not None:
-            wanted = request.token_ids[: min(sequence.num_raw, (request.probe_at or len(request.token_ids)) - 1)]
+            wanted = request.token_ids[: min(sequence.num_raw, len(request.token_ids) - 1)]
             sequence.slot, sequence.num_reused = self._held.best(self._free, wanted)
             self._held.keep(sequence.slot, wanted[: sequence.num_reused])  # whatever becomes of the rest
         self._free.remove(sequence.slot)
@@ -236,13 +242,8 @@ class Decoder:
         recipe, prompt = sequence.request.recipe, sequence.request.token_ids
         steerer = None if recipe is None else recipe.steerer
         start = self.slots.lengths[sequence.slot]
-        if recipe is not None and steerer is not None and not sequence.edits:
-            self._prepare(sequence, recipe)
-        # The last token is a row where it must be probed or steered, else simply the chunk's last. Layers are ranked
-        # where the conversation stood when what is marked came to be so; what follows is read afterwards.
-        is_probed = recipe is not None and steerer is not None and not sequence.edits
-        end = (sequence.request.rank_at if is_probed else None) or len(prompt)
-        stop = end if steerer is None else end - 1
+        # The last prompt token is a row where it must be probed or steered, else simply the chunk's last.
+        stop = len(prompt) if steerer is None else len(prompt) - 1
         take = min(stop - start, budget)
         if recipe is not None and steerer is not None and steerer.is_pooled and sequence.is_steered_always:
             # What is pooled over must not depend on who else is prefilled: cut by the prompt's own length only.
@@ -250,12 +251,14 @@ class Decoder:
             if take > budget and budget < self.prefill_tokens:
                 return 0
         is_last = start + take == stop
+        if recipe is not None and steerer is not None and not sequence.edits:
+            self._prepare(sequence, recipe)
         steered = sequence.edits[0] if sequence.is_steered_always and sequence.edits else None
         rows: list[Row] = []
         if recipe is not None and steerer is not None and is_last:
-            rows = [Row(prompt[stop], stop, sequence.slot, steered, wants_logits=end == len(prompt))]
-            if is_probed:
-                rows = ranking.probe_rows(recipe, rows[0], self.engine.num_layers)
+            rows = [Row(prompt[-1], len(prompt) - 1, sequence.slot, steered)]
+            if not sequence.edits:
+                rows = self._with_probes(sequence, recipe, rows[0])
             if len(rows) > max(1, budget - take) and budget < self.prefill_tokens:
                 rows = []  # they wait for a step that has room; the first prompt of a step finds it
                 if not take:
@@ -266,6 +269,18 @@ class Decoder:
             plan.chunks.append(Chunk(sequence.slot, prompt[start : start + take], start, int(wants), edit))
         plan.add(sequence, rows, is_prefill=True, chunk_wants=wants, captures=len(rows) > 1)
         return take + len(rows)
+
+    def _with_probes(self, sequence: Answer, recipe: Recipe, last: Row) -> list[Row]:
+        """The prompt's last row, and behind it what ranks the layers: it may be one of that.
+
+        A row sees what is stored before its position, so that layers can be ranked further back, where the
+        conversation stood as the marks came to be.
+        """
+        rank_at, layers = sequence.request.rank_at, self.engine.num_layers
+        if rank_at is None or rank_at == len(sequence.request.token_ids):
+            return ranking.probe_rows(recipe, last, layers)
+        then = Row(sequence.request.token_ids[rank_at - 1], rank_at - 1, sequence.slot, wants_logits=False)
+        return [last, *ranking.probe_rows(recipe, then, layers)]
 
     def _prepare(self, sequence: Answer, recipe: Recipe) -> None:
         """Settles what is steered as far as it can be known before the prompt is read."""
@@ -321,7 +336,8 @@ class Decoder:
         if item.rows:
             if item.captures:
                 begun = time.perf_counter()
-                low, high = item.row_range
+                high = item.row_range[1]
+                low = high - self.engine.num_layers - 1
                 captured = [(pre[low:high], post[low:high]) for pre, post in result.captured]
                 recipe = sequence.request.recipe
                 assert recipe is not None

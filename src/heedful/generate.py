@@ -197,19 +197,17 @@ class LM:
     ) -> Request:
         """What the decoder is asked for tokens of which `span` is to be heeded. Raises what `request` does."""
         recipe = recipe_of(method)
-        positions: tuple[int, ...] = ()
-        weights: tuple[float, ...] = ()
+        steered = TokenSpan()
         if recipe is not None:
             recipe.check(self.engine.shape)
-            positions, weights = recipe.span(span.positions, span.weights, len(token_ids))
-        is_before = span.rank_at is not None and positions and positions[-1] < span.rank_at  # they may be displaced
+            steered = span.moved(*recipe.span(span.positions, span.weights, len(token_ids)))
         return Request(
             token_ids=token_ids,
             max_new_tokens=room(len(token_ids), max_new_tokens, self.engine.context_length),
             recipe=recipe,
-            positions=positions,
-            weights=weights,
-            rank_at=span.rank_at if is_before else None,
+            positions=steered.positions,
+            weights=steered.weights,
+            rank_at=steered.rank_at,
             sampling=sampling,
             eos_ids=self.eos_ids(),
         )

@@ -88,11 +88,11 @@ def encode(
     spans = _locate(render, text, messages, marks) if marks else []
     tokens = _tokenise(tokenizer, text, plain=plain, has_offsets=bool(spans))
     offsets = tuple((start, end) for start, end in tokens["offset_mapping"]) if spans else ()
-    token_ids, span = tuple(tokens["input_ids"]), tokens_in(spans, offsets, text)
+    span = tokens_in(spans, offsets, text)
     return EncodedPrompt(
         text=text,
-        token_ids=token_ids,
-        span=replace(span, rank_at=_rank_at(tokenizer, messages, marks, token_ids, span)),
+        token_ids=tuple(tokens["input_ids"]),
+        span=replace(span, rank_at=_rank_at(tokenizer, messages, marks, text, offsets, span)),
         offsets=offsets,
         char_spans=tuple((span.start, span.end, span.weight) for span in spans),
         detection=detection,
@@ -390,8 +390,7 @@ def _locate(render: _Render, text: str, messages: Sequence[_Message], marks: Seq
     marked = render(_enclosed(contents, marks, sentinels))
     stripped, found = _without(marked, chain.from_iterable(sentinels))
     if stripped != text:
-        pairs = enumerate(zip(stripped, text, strict=False))
-        place = next((index for index, (got, wanted) in pairs if got != wanted), min(len(stripped), len(text)))
+        place = _num_shared(stripped, text)
         raise SpanError(
             "a marked instruction cannot be located: the chat template shortens, escapes or rewrites what it is given, "
             f"at {excerpt(text[max(place - 20, 0) : place + 40])!r}"
@@ -401,6 +400,12 @@ def _locate(render: _Render, text: str, messages: Sequence[_Message], marks: Seq
         copies = _copies(found[opening], found[closing], _named(messages, mark))
         spans.update(Span(start, end, mark.weight) for start, end in copies)
     return sorted(spans, key=lambda span: (span.start, span.end, span.weight))
+
+
+def _num_shared(left: str, right: str) -> int:
+    """How many characters both begin with."""
+    pairs = enumerate(zip(left, right, strict=False))
+    return next((at for at, (a, b) in pairs if a != b), min(len(left), len(right)))
 
 
 def _sentinels(taken: str, count: int) -> list[tuple[str, str]]:
@@ -469,24 +474,31 @@ def _named(messages: Sequence[_Message], mark: _Mark) -> str:
 
 
 def _rank_at(
-    tokenizer: Any, messages: Sequence[_Message], marks: Sequence[_Mark], token_ids: tuple[int, ...], span: TokenSpan
+    tokenizer: Any,
+    messages: Sequence[_Message],
+    marks: Sequence[_Mark],
+    text: str,
+    offsets: Sequence[tuple[int, int]],
+    span: TokenSpan,
 ) -> int | None:
     """How many tokens the prompt had before the first answer to what is marked; see `TokenSpan`.
 
-    None where there is no such answer yet, or the template writes the turns before it otherwise than it did then.
+    What template and tokenizer write otherwise now that there is an answer does not count. None where there is no
+    answer yet, or nothing is left behind the marks.
     """
     last = max((mark.message for mark in marks), default=len(messages))
-    answer = next((at for at in range(last + 1, len(messages)) if messages[at].role == "assistant"), None)
-    if answer is None or messages[answer - 1].role == "assistant":
+    roles = [message.role for message in messages]
+    answer = next((at for at in range(last + 1, len(roles)) if roles[at] == "assistant" and "user" in roles[:at]), None)
+    if answer is None or roles[answer - 1] == "assistant":
         return None
     before = messages[:answer]
     try:
-        text = _through_template(tokenizer, before)([message.content for message in before])
-        then = tuple(_tokenise(tokenizer, text, plain=False, has_offsets=False)["input_ids"])
+        then = _through_template(tokenizer, before)([message.content for message in before])
     except PromptError:
         return None
-    is_prefix = token_ids[: len(then)] == then and len(then) < len(token_ids)
-    return len(then) if is_prefix and span.positions[-1] < len(then) else None
+    shared = _num_shared(then, text)
+    count = next((at for at, (_, end) in enumerate(offsets) if end > shared), 0)
+    return count if span.positions[-1] < count else None
 
 
 def _tokenise(tokenizer: Any, text: str, *, plain: bool, has_offsets: bool) -> Any:

@@ -1,6 +1,7 @@
 """Orders layers by how much steering them alone disturbs the attention blocks, from one forward of L + 1 probe rows.
 
-Row 0 is raw, row ℓ + 1 is steered in layer ℓ alone; all hold the last prompt token.
+Row 0 is raw, row ℓ + 1 is steered in layer ℓ alone; all hold one token of the prompt: its last, or,
+in a conversation, the last that it had when the marked tokens came to be marked.
 """
 
 from __future__ import annotations

@@ -52,7 +52,8 @@ class TokenSpan:
     """The marked tokens of a prompt: `positions` rising, one weight for each. Empty and so false if none is.
 
     `rank_at`: how many tokens the prompt had when these came to be marked, where a conversation has gone on since: the
-    layers are ranked there, so that they keep their order until other tokens are marked. None: at the prompt's end.
+    layers are ranked with the last of those, so that they keep their order until other tokens are marked. None: with
+    the prompt's last.
     """
 
     positions: tuple[int, ...] = ()
@@ -71,6 +72,11 @@ class TokenSpan:
 
     def __len__(self) -> int:
         return len(self.positions)
+
+    def moved(self, positions: tuple[int, ...], weights: tuple[float, ...]) -> "TokenSpan":
+        """A span of other tokens, ranked at the same place where they lie before that too."""
+        is_before = self.rank_at is not None and bool(positions) and positions[-1] < self.rank_at
+        return TokenSpan(positions, weights, self.rank_at if is_before else None)
 
 
 def parse_tags(text: str) -> tuple[str, tuple[Span, ...]]:

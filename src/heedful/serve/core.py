@@ -44,14 +44,19 @@ class Rankings:
 
     def keep(self, request: Request, answer: Answer) -> None:
         """Notes what was measured for the `answer` to `request`."""
-        if answer.sensitivity:
-            self._kept[self._key(request)] = Measured(answer.ranking, answer.sensitivity)
+        if self.size and answer.sensitivity and (key := self._key(request)) is not None:
+            self._kept[key] = Measured(answer.ranking, answer.sensitivity)
             if len(self._kept) > self.size:
                 self._kept.popitem(last=False)
 
     def _key(self, request: Request) -> Hashable:
-        read = array("q", request.token_ids[: request.probe_at])
-        return hashlib.sha256(read.tobytes()).digest(), request.positions, request.weights, request.recipe
+        """What its ranking hangs on, in few bytes; None where none is measured, or it cannot be told from others."""
+        recipe = request.recipe
+        if recipe is None or not recipe.needs_probe or recipe.displace is not None:
+            return None
+        read = request.token_ids[: request.rank_at]
+        told = (array("q", read), array("q", request.positions), array("d", request.weights))
+        return hashlib.sha256(b"|".join(part.tobytes() for part in told)).digest(), len(read), recipe
 
 
 class TransformersEngine(ThreadedEngine):
@@ -70,7 +75,7 @@ class TransformersEngine(ThreadedEngine):
             fails_alone=True,
         )
         super().__init__(self._core, storage.context, limits)
-        self._rankings = Rankings(KEPT_RANKINGS)
+        self._rankings = Rankings(KEPT_RANKINGS if limits.reuses_prefixes else 0)
 
     def check(self, method: Method) -> None:
         """Raises `OptionError` where the method does not fit the model, or needs more slots than there are."""
@@ -92,14 +97,12 @@ class TransformersEngine(ThreadedEngine):
 
     def _submit(self, request: Request) -> Answer:
         """Queues it at the decoder, with the ranking that is known of its instruction."""
-        recipe, known = request.recipe, None
-        if request.probe_at is not None:
-            known = self._rankings.find(request)
+        known, recipe = self._rankings.find(request), request.recipe
         if known is None or recipe is None:
             return self._core.submit(request)
         answer = self._core.submit(replace(request, recipe=replace(recipe, ranking=known.order)))
         answer.sensitivity = known.scores
         return answer
 
-    def _ended(self, ticket: Ticket, answer: Answer) -> None:
+    def _ranked(self, ticket: Ticket, answer: Answer) -> None:
         self._rankings.keep(ticket.request, answer)

@@ -73,6 +73,7 @@ class Ticket:
         self._engine = engine
         self._inbox: asyncio.Queue[Message] = asyncio.Queue()
         self._has_ended = False
+        self.has_tokens = False
 
     def __aiter__(self) -> AsyncIterator[Token]:
         return self
@@ -264,8 +265,8 @@ class ThreadedEngine(ABC):
     def _submit(self, request: Request) -> Answer:
         return self._decoder.submit(request)
 
-    def _ended(self, ticket: Ticket, answer: Answer) -> None:  # noqa: B027 (most have nothing to do)
-        """Hears that an answer is finished."""
+    def _ranked(self, ticket: Ticket, answer: Answer) -> None:  # noqa: B027 (most have nothing to do)
+        """Hears, once, that an answer has tokens, and so its layers an order."""
 
     def _leave(self, ticket: Ticket) -> None:
         if ticket.answer is None:
@@ -284,8 +285,10 @@ class ThreadedEngine(ABC):
             for one in emitted:
                 ticket = self._running[one.answer]
                 messages.append((ticket, one.error or _token(one)))
+                if not ticket.has_tokens:
+                    ticket.has_tokens = True
+                    self._ranked(ticket, one.answer)
                 if one.finish_reason is not None:
-                    self._ended(ticket, one.answer)
                     del self._running[one.answer]
                     self._mean_seconds += 0.1 * (time.monotonic() - ticket.begun - self._mean_seconds)
         _send(messages)

@@ -90,18 +90,21 @@ class VllmAnswerer:
         """Each job's index and answer as it comes; vLLM chooses by itself how many run at a time."""
         encoded = [self._encoded(job) for job in jobs]
         params = [self._params(*pair) for pair in zip(jobs, encoded, strict=True)]
-        trails = [self._trail(one) for one in params]
         prompts = [{"prompt_token_ids": list(one.token_ids)} for one in encoded]
-        asked = self._llm.enqueue(prompts, params, use_tqdm=False) if jobs else []
-        places = {_number(request): at for at, request in enumerate(asked)}
+        trails = [self._trail(one) for one in params]
+        asked: list[str] = []
+        places: dict[str, int] = {}
         try:
+            asked = self._llm.enqueue(prompts, params, use_tqdm=False) if jobs else []
+            places = {_number(request): at for at, request in enumerate(asked)}
             while places:
                 for output in self._llm.llm_engine.step():
                     if output.finished:
                         at = places.pop(_number(output.request_id))
                         yield at, _answered(output, encoded[at], trails[at])
         finally:
-            self._trails.clear()
+            for one in params:
+                self._trails.pop((one.extra_args or {}).get(TRAIL, ""), None)
             if places:  # whoever asked has gone: the next batch must not get these
                 self._llm.llm_engine.abort_request([each for each in asked if _number(each) in places], internal=True)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from heedful.checks import whole
@@ -125,9 +125,7 @@ def read(extra_args: Mapping[str, Any] | None) -> Asked | None:
         whole(f"{NAME}.digest", seen, low=0)
     if not isinstance(is_salted, bool):
         raise OptionError(f"{NAME}.salted must be true or false; got {is_salted!r:.80}")
-    positions, weights = recipe.span(span.positions, span.weights, tokens)
-    is_before = rank_at is not None and positions and positions[-1] < rank_at  # they may be displaced
-    span = TokenSpan(positions, weights, rank_at if is_before else None)
+    span = replace(span, rank_at=rank_at).moved(*recipe.span(span.positions, span.weights, tokens))
     return Asked(span, tokens, method, recipe, seen, is_salted)
 
 
