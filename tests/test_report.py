@@ -158,6 +158,32 @@ def test_sensitivity_counts_each_layer_at_each_rank() -> None:
     assert both.label == "directer, instaboost-gated"
 
 
+def test_methods_that_rank_alike_share_a_map(monkeypatch: pytest.MonkeyPatch) -> None:
+    methods = [f"directer:threshold={threshold}" for threshold in (0.1, 0.2, 0.3, 0.4)]
+    for at, method in enumerate(methods, start=1):
+        monkeypatch.setitem(METHODS, method, {**METHODS["directer"], "threshold": at / 10})
+    run = made({"none": [1.0], **{method: [1.0] for method in methods}})
+    for method in methods:
+        run.records[method]["0"]["ranking"] = [0, 2, 1, 3]
+    (found,) = charts.sensitivity(only(run))
+    assert found.label == "directer:threshold=0.1, and 3 more that rank alike"
+
+
+def test_many_strengths_have_numbers_for_ticks(monkeypatch: pytest.MonkeyPatch) -> None:
+    strengths = [1.5, 2.0, 3.0, 5.0, 10.0, 100.0, 1000.0, 10_000.0, 100_000.0]
+    for strength in strengths:
+        described = {"name": "static", "strength": strength, "gate": None}
+        monkeypatch.setitem(METHODS, f"static:strength={strength:g}", described)
+    run = made({"none": HALF, **{f"static:strength={strength:g}": HALF for strength in strengths}})
+    found = charts.strengths(only(run), "strength")
+    assert found is not None
+    figure = figures.strengths(found)
+    figure.canvas.draw()
+    told = [label.get_text() for label in figure.axes[-1].get_xticklabels()]
+    assert {"10", "1,000", "100,000"} <= set(told)
+    assert not any("$" in text for text in told)
+
+
 def test_speed_names_batch_and_hardware(tmp_path: Path) -> None:
     comparison = only(made({"none": HALF}))
     found = charts.speed(comparison)

@@ -10,7 +10,7 @@ import math
 import re
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from heedful.eval.paired import BASELINE, Mean
@@ -199,6 +199,7 @@ def _family_name(entry: Entry, setting: str) -> str:
 def sensitivity(comparison: Comparison) -> list[Map]:
     """How often each layer stands at each rank; methods that ranked alike share a map."""
     maps: dict[str, Map] = {}
+    alike: dict[str, list[str]] = {}
     for label, entry in comparison.entries.items():
         rankings = [record["ranking"] for record in entry.answered if record["ranking"]]
         if not rankings or not entry.is_ranked or entry.settings.get("ranking", "paper") not in MEASURED:
@@ -209,9 +210,13 @@ def sensitivity(comparison: Comparison) -> list[Map]:
             for rank, layer in enumerate(ranking):
                 counts[layer][rank] += 1
         shares = [[count / len(rankings) for count in row] for row in counts]
-        same = maps.get(key := json.dumps(shares))
-        maps[key] = Map(f"{same.label}, {label}" if same else label, shares, len(rankings))
-    return list(maps.values())
+        maps.setdefault(key := json.dumps(shares), Map(label, shares, len(rankings)))
+        alike.setdefault(key, []).append(label)
+    return [replace(one, label=_together(alike[key])) for key, one in maps.items()]
+
+
+def _together(labels: Sequence[str]) -> str:
+    return ", ".join(labels) if len(labels) < 3 else f"{labels[0]}, and {len(labels) - 1} more that rank alike"
 
 
 def speed(comparison: Comparison) -> Bars | None:

@@ -133,6 +133,7 @@ def strengths(data: Strengths) -> Any:
         _panel(axes, panel)
     ticks = sorted({x for panel in data.panels for curve in panel.curves for x in curve.strengths})
     panels[-1].set_xscale("log")
+    panels[-1].xaxis.set_major_formatter("{x:,.10g}")
     if len(ticks) <= 8:
         panels[-1].set_xticks(ticks, [f"{tick:g}" for tick in ticks])
         panels[-1].xaxis.minorticks_off()
