@@ -83,6 +83,14 @@ def test_ifeval_gives_the_stored_verdicts(monkeypatch: pytest.MonkeyPatch) -> No
     assert set(wrong) <= {1122, 1129}
 
 
+def test_an_answer_in_no_language_is_not_written_out(capfd: pytest.CaptureFixture[str]) -> None:
+    """The checker's message would stand in the progress bar; its verdict is that of the official one."""
+    pytest.importorskip("lm_eval")
+    row = {"prompt": "Hi", "instruction_id_list": ["language:response_language"], "kwargs": [{"language": "en"}]}
+    assert ifeval.followed(row, "***\n***").strict == [True]
+    assert capfd.readouterr().err == ""
+
+
 def test_missing_punkt_is_told_first(monkeypatch: pytest.MonkeyPatch) -> None:
     nltk = pytest.importorskip("nltk")
     pytest.importorskip("lm_eval")
