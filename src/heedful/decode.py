@@ -96,9 +96,8 @@ class Decoder:
         """Raises `ContextLengthError` where no slot could hold the request, `OptionError` where it needs too many, or
         its `rank_at` is none.
         """
-        if request.rank_at is not None and not max(request.positions, default=0) < request.rank_at <= len(
-            request.token_ids
-        ):
+        first = max(request.positions, default=0) + 1
+        if request.rank_at is not None and not first <= request.rank_at <= len(request.token_ids):
             raise OptionError(f"rank_at must lie behind the marked tokens and in the prompt; got {request.rank_at}")
         need = capacity_for(request, self.engine.num_layers)
         if need > self.slots.capacity:

@@ -5,11 +5,23 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from heedful.errors import OptionError
 
 Decision = Literal["skipped", "accepted", "rejected"]
+
+
+class Decided(Protocol):
+    """What is counted of a step; see `Step`."""
+
+    @property
+    def decision(self) -> Decision:
+        """What became of it."""
+
+    @property
+    def changed(self) -> bool:
+        """Whether its token is not the raw argmax."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +92,7 @@ class Stats:
             counted.count(step)
         return counted
 
-    def count(self, step: Step) -> None:
+    def count(self, step: Decided) -> None:
         """Adds one step."""
         self.generated_tokens += 1
         self.gated += step.decision != "skipped"

@@ -285,7 +285,7 @@ class ThreadedEngine(ABC):
             for one in emitted:
                 ticket = self._running[one.answer]
                 messages.append((ticket, one.error or _token(one)))
-                if not ticket.has_tokens:
+                if not ticket.has_tokens and one.error is None:
                     ticket.has_tokens = True
                     self._ranked(ticket, one.answer)
                 if one.finish_reason is not None:

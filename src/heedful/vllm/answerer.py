@@ -151,14 +151,9 @@ def _answered(output: Any, encoded: EncodedPrompt, trail: Trail) -> Answered | M
     if trail.refused:
         return ModelError(trail.refused)
     answer = output.outputs[0]
-    stats = Stats(len(encoded.token_ids), len(answer.token_ids))
-    for note in trail.notes[: stats.generated_tokens]:
-        stats.gated += note.decision != "skipped"
-        stats.accepted += note.decision == "accepted"
-        stats.rejected += note.decision == "rejected"
-        stats.changed += note.changed
-    for token, told in zip(answer.token_ids, answer.logprobs or (), strict=False):
-        stats.changed += told[token].rank > 1
+    stats = Stats(len(encoded.token_ids))
+    for at, token in enumerate(answer.token_ids):
+        stats.count(trail.at(at, answer.logprobs[at][token].rank if answer.logprobs else 1))
     return Answered(answer.text, _reason(answer), stats, encoded.detection)
 
 

@@ -44,6 +44,10 @@ class Trail:
     notes: list[Note] = field(default_factory=list)
     refused: str = ""
 
+    def at(self, index: int, rank: int) -> Note:
+        """What was decided for an answer's token; `rank`: of a plain one among the raw logits, 1 for the likeliest."""
+        return self.notes[index] if index < len(self.notes) else Note("skipped", 0, 0, rank > 1)
+
 
 @dataclass(eq=False)
 class State:

@@ -25,9 +25,9 @@ from heedful.serve.launch import Loaded
 from heedful.serve.protocol import EngineError, Settings
 from heedful.serve.worker import Limits, ThreadedEngine
 from heedful.spans import TokenSpan
-from heedful.trace import Decision, Step
+from heedful.trace import Step
 from heedful.vllm.arguments import NAME, TRAIL, read, spelled
-from heedful.vllm.decide import Trail
+from heedful.vllm.decide import Note, Trail
 from heedful.vllm.host import Host, host_of
 from heedful.vllm.prompts import is_stored
 
@@ -143,7 +143,7 @@ class VllmDecoder:
         emitted = []
         for at, (token, log_probs) in enumerate(zip(told.token_ids, told.logprobs or (), strict=True)):
             is_last = output.finished and at == len(told.token_ids) - 1
-            step = _step(token, log_probs, trail.notes, answer)
+            step = _step(token, log_probs, trail.at(answer.num_generated, log_probs[token].rank))
             answer.token_ids.append(token)
             answer.stats.count(step)
             top = sorted(((other, one.logprob) for other, one in log_probs.items()), key=lambda pair: -pair[1])
@@ -157,16 +157,10 @@ class VllmDecoder:
         return emitted
 
 
-def _step(token: int, log_probs: Mapping[int, Any], notes: Sequence[Any], answer: Answer) -> Step:
+def _step(token: int, log_probs: Mapping[int, Any], note: Note) -> Step:
     """What is known of a token: vLLM tells log-probabilities before anything is done to them, the plug-in the rest."""
-    decision: Decision = "skipped"
-    layers = trials = 0
-    if answer.num_generated < len(notes):
-        note = notes[answer.num_generated]
-        decision, layers, trials = note.decision, note.layers, note.trials
     p_raw, p_top = (math.exp(one) for one in (log_probs[token].logprob, max(o.logprob for o in log_probs.values())))
-    is_gated = answer.request.recipe is not None and answer.request.recipe.gate is not None
-    return Step(token, "", decision, layers, trials, p_raw, p_top, is_gated and log_probs[token].rank > 1)
+    return Step(token, "", note.decision, note.layers, note.trials, p_raw, p_top, note.changed)
 
 
 def _finish_reason(told: Any) -> FinishReason:
