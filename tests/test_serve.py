@@ -38,7 +38,7 @@ from heedful.serve.core import TransformersEngine
 from heedful.serve.fair import FairQueue, FairThread
 from heedful.serve.generation import unless_gone
 from heedful.serve.marking import Default
-from heedful.serve.protocol import BusyError
+from heedful.serve.protocol import BusyError, Settings
 from heedful.serve.replies import Envelope
 from heedful.serve.schemas import ChatRequest, Heedful
 from heedful.serve.storage import plan
@@ -399,6 +399,20 @@ def test_a_ranking_that_is_known_is_that_of_the_same_prompt(tiny: heedful.LM, mo
         assert (len(found), len(kept._kept)) == (count + 1, 4)
         heeded(client, ASK)
         assert len(found) == count + 2
+
+
+def test_a_ranking_that_is_known_tells_its_scores_too(tiny: heedful.LM) -> None:
+    """The playground draws them."""
+    encoded = tiny.encode(PROMPT)
+
+    async def scores(here: Running) -> tuple[float, ...]:
+        stream = here.engine.submit(encoded.token_ids, encoded.span, Settings(2, heedful.Directer()))
+        return [token async for token in stream][-1].sensitivity
+
+    with running(tiny, limits=Limits(4, 16)) as here:
+        first = asyncio.run(scores(here))
+        assert len(first) == 3
+        assert asyncio.run(scores(here)) == first
 
 
 def test_a_ranking_is_told_to_nobody_else_where_prefixes_are_not(
