@@ -27,6 +27,7 @@ test: model $(VENV)/.extras  ## all tests (PYTEST_ARGS='-k spans' for some)
 
 test-vllm: $(VLLM)/.installed  ## the vLLM plug-in, in an environment of its own (PYTEST_ARGS='-k http' …)
 	cd tests_vllm && ../$(VLLM)/bin/python -m pytest $(PYTEST_ARGS)
+	cd tests_vllm && ../$(VLLM)/bin/python -m pytest --interpreted test_gpu.py test_equal.py test_input.py test_serve.py
 
 lint: $(VENV)/.extras  ## formatting, lint and types
 	$(BIN)/ruff format --check .

@@ -4,6 +4,8 @@ import os
 import sys
 from pathlib import Path
 
+import pytest
+
 os.environ.update(
     HF_HUB_OFFLINE="1",
     OMP_NUM_THREADS="1",
@@ -15,3 +17,22 @@ os.environ.update(
     VLLM_NO_USAGE_STATS="1",
 )
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--interpreted", action="store_true", help="vLLM as on GPUs, through Triton's interpreter")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "one_runner: does not hang on which runner vLLM has; run with V1 alone")
+    if config.getoption("--interpreted"):
+        import interpreted
+
+        interpreted.start()
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--interpreted"):
+        left = [item for item in items if not item.get_closest_marker("one_runner")]
+        config.hook.pytest_deselected(items=[item for item in items if item not in left])
+        items[:] = left

@@ -52,6 +52,7 @@ def test_candidate_sets_share_one_forward(llm: Any) -> None:
     assert 2 <= host.num_forwards - before <= 1 + 12  # ranking once, then at most one a step for all six
 
 
+@pytest.mark.one_runner
 def test_what_is_shared_is_steered_in_one_forward(llama: Pair, llm: Any) -> None:
     """Requests that read the same stored tokens and scale them differently: nothing stored is changed for either."""
     parts = [case(seed) for seed in range(2)]
@@ -135,6 +136,7 @@ def test_min_p_keeps_the_likely_tokens(llama: Pair, llm: Any) -> None:
         assert [list(output.outputs[0].token_ids) for output in found] == wanted
 
 
+@pytest.mark.one_runner
 @pytest.mark.parametrize("top_p", [0.9, 0.3, 0.9999])
 def test_a_nucleus_is_found_without_sorting(top_p: float) -> None:
     sampling = heedful.Sampling(temperature=1.3, top_p=top_p, seed=0)
@@ -153,6 +155,7 @@ def test_nothing_stored_is_changed(llm: Any) -> None:
     assert generated(llm, cases) == generated(llm, plainly(cases))
 
 
+@pytest.mark.one_runner
 def test_two_engines_in_one_process(llama: Pair, llm: Any, tmp_path: Path) -> None:
     """Each is steered through its own model, whichever was loaded last."""
     other = tiny.build("llama", seed=1)
@@ -208,7 +211,17 @@ def test_sampling_and_static_steering_go_on_after_a_preemption(llama: Pair) -> N
     assert {metric.name: metric for metric in llm.get_metrics()}["vllm:num_preemptions"].value > 0
 
 
-@pytest.mark.parametrize("name", ["qwen2", "qwen3", "mistral", "mixtral", "qwen3_moe", "phi3", "gemma"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "gemma",
+        "mixtral",
+        *(
+            pytest.param(name, marks=pytest.mark.one_runner)
+            for name in ("qwen2", "qwen3", "mistral", "qwen3_moe", "phi3")
+        ),
+    ],
+)
 def test_families(name: str, tmp_path: Path) -> None:
     pair = saved(name, tmp_path)
     cases = [case(seed) for seed in range(6)]
@@ -224,6 +237,7 @@ def test_compiled(llama: Pair) -> None:
     assert torch.get_num_threads() == 1
 
 
+@pytest.mark.one_runner
 def test_two_tensor_parallel_ranks(llama: Pair) -> None:
     """Every rank must decide alike, and draw alike where a request has no seed."""
     llm = tiny.llm(llama.path, tensor_parallel_size=2, distributed_executor_backend="mp")

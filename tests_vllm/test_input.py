@@ -179,7 +179,7 @@ def config(**more: Any) -> Any:
         ({"use_mla": True}, "latent"),
         ({"speculative_config": object()}, "speculative"),
         ({"lora_config": object()}, "LoRA"),
-        ({"use_v2_model_runner": True}, "VLLM_USE_V2_MODEL_RUNNER=0"),
+        ({"device_config": SimpleNamespace(device_type="tpu")}, "any device but CPUs and CUDA"),
         (
             {
                 "device_config": SimpleNamespace(device_type="cuda"),
@@ -204,16 +204,6 @@ def test_an_unknown_vllm_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(vllm, "ModelRegistry", None)  # nothing is registered
     registration.register()
     assert "untested" in support.why_not(config())
-
-
-def test_the_other_model_runner_takes_the_plug_in_and_steers_nothing(llm: Any) -> None:
-    from vllm.v1.worker.gpu.sample.logits_processor.loader import build_custom_logits_processors_params_validator
-
-    build_custom_logits_processors_params_validator(())(case(0, method=None).params())
-    other = processor.Heedful(llm.llm_engine.vllm_config, object())
-    logits = torch.zeros(1, 128)
-    assert other.add_request(0, case(0, method=None).params()) is False
-    assert other.apply(logits, object()) is logits
 
 
 def test_switched_off_vllm_is_vllm(path: Path, monkeypatch: pytest.MonkeyPatch, llm: Any) -> None:

@@ -1,18 +1,21 @@
-"""vLLM's attention backend, which hands the rows of a steered pass to it; every other pass is vLLM's own.
+"""vLLM's attention backends, which hand the rows of a steered pass to it; every other pass is vLLM's own.
 
-Only this module subclasses vLLM's attention.
+Only this module subclasses vLLM's attention: `Heedful<NAME>`, built when vLLM asks for it and registered in the place
+of its own backend of that name.
 """
 
 from __future__ import annotations
 
+import importlib
 from typing import Any
 
 import torch
-from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend, CPUAttentionBackendImpl
+
+from heedful.vllm.registration import BACKENDS, PREFIX
 
 
-class SteeredImpl(CPUAttentionBackendImpl):
-    """vLLM's CPU attention, but for the rows of a steered pass."""
+class Steerable:
+    """What is put before an implementation of vLLM's attention."""
 
     is_steerable = True
 
@@ -31,15 +34,31 @@ class SteeredImpl(CPUAttentionBackendImpl):
         """Fills and returns `output`, as vLLM's does."""
         host = getattr(layer, "heedful", None)  # set by the host of the layer's model
         if host is None or host.current is None:
-            return super().forward(layer, query, key, value, kv_cache, attn_metadata, output, *more, **named)
+            own: Any = super()
+            return own.forward(layer, query, key, value, kv_cache, attn_metadata, output, *more, **named)
         host.current.attend(self, layer, host.index[layer.layer_name], query, key, value, kv_cache, output)
         return output
 
 
-class SteeredBackend(CPUAttentionBackend):
-    """Registered in the place of vLLM's CPU backend, under its name."""
+def _steered(name: str) -> type[Any]:
+    from vllm.v1.attention.backends.registry import AttentionBackendEnum
 
-    @staticmethod
-    def get_impl_cls() -> type[SteeredImpl]:
-        """The implementation above."""
-        return SteeredImpl
+    module, _, path = AttentionBackendEnum[name].value.rpartition(".")
+    base: type[Any] = getattr(importlib.import_module(module), path)
+    implementation: type[Any] = base.get_impl_cls()
+    steered = type(PREFIX + implementation.__name__, (Steerable, implementation), {"__module__": __name__})
+
+    class Backend(base):
+        @staticmethod
+        def get_impl_cls() -> type[Any]:
+            return steered
+
+    Backend.__name__ = Backend.__qualname__ = PREFIX + name
+    return Backend
+
+
+def __getattr__(name: str) -> Any:
+    if name.removeprefix(PREFIX) not in BACKENDS:
+        raise AttributeError(name)
+    found = globals()[name] = _steered(name.removeprefix(PREFIX))
+    return found

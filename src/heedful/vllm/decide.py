@@ -51,20 +51,22 @@ class Trail:
 
 @dataclass(eq=False)
 class State:
-    """One steered request in the batch. `output` is vLLM's own list of what it has generated so far.
+    """One steered request in the batch. `output` is the list of what it has generated so far, kept by the processor.
 
-    `sets` None: not ranked yet. `refused`: why it ends at once; `is_told`: whether the log says so. `is_replayed`:
-    steered statically, whether the tokens generated before a preemption are stored as steered again.
+    `is_penalised`: vLLM has applied the penalties to the raw logits already. `sets` None: not ranked yet. `refused`:
+    why it ends at once; `is_told`: whether the log says so. `is_replayed`: steered statically, whether the tokens
+    generated before a preemption are stored as steered again.
     """
 
     asked: Asked
     prompt: Sequence[int]
-    output: Sequence[int]
+    output: list[int]
     sampling: Sampling
     bias: dict[int, float]
     is_masked: bool
     ends: tuple[int, ...]
     penalties: Penalties | None = None
+    is_penalised: bool = False
     min_p: float = 0.0
     sets: tuple[frozenset[int], ...] | None = None
     refused: str = ""
@@ -219,7 +221,7 @@ class Decider:
 
     def _steps(self, logits: torch.Tensor, ready: Sequence[Ready], raw: Raw, done: Counter[str]) -> None:
         for item in ready:
-            if item.state.penalties is not None:
+            if item.state.penalties is not None and not item.state.is_penalised:
                 item.state.penalties.apply(logits[item.row])
         rows = [item.row for item in ready]
         is_all = rows == list(range(len(logits)))

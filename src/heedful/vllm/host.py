@@ -48,6 +48,7 @@ class Host:
         self.trails: dict[str, Any] = {}  # by a request's name: where `decide` notes what becomes of it
         self.is_wanted = False
         self._raw: tuple[torch.Tensor, Any] | None = None
+        self._read: Raw | None = None
         self._is_checked = False
         self._layout: Layout | None = None
         self._builder: Any = None
@@ -102,9 +103,11 @@ class Host:
 
     def begin(self, tokens: torch.Tensor) -> None:
         """Notes the raw pass that begins. The first one of all is preceded by the self-check."""
-        if self.current is not None or self.refused:
+        if self.current is not None:
             return
-        self._raw = None
+        self._raw = self._read = None
+        if self.refused:
+            return
         from vllm.forward_context import get_forward_context, is_forward_context_available
 
         if not is_forward_context_available():
@@ -124,15 +127,15 @@ class Host:
                 self.refuse(str(error) if is_told else f"Heedful's self-check failed: {error!r}")
                 return
         if self.is_wanted:
-            self._raw = (tokens, metadata[name])
+            self._raw, self._read = (tokens, metadata[name]), None  # the self-check has had a raw pass of its own
 
     def raw(self) -> Raw | None:
         """What the raw pass of this step left, None where there was none."""
-        if self._raw is None:
-            return None
-        tokens, metadata = self._raw
-        last = tokens[metadata.query_start_loc[1:].long() - 1]
-        return Raw(last.tolist(), metadata.seq_lens.tolist(), metadata.block_table)
+        if self._raw is not None and self._read is None:
+            tokens, metadata = self._raw
+            last = tokens[metadata.query_start_loc[1:].long() - 1]
+            self._read = Raw(last.tolist(), metadata.seq_lens.tolist(), metadata.block_table)
+        return self._read
 
     def slot(self, block_table: torch.Tensor, position: int) -> int:
         """The cache slot of one position of a sequence."""

@@ -1,6 +1,7 @@
 """Presence, frequency and repetition penalties, on raw and steered logits alike.
 
-vLLM applies them behind its logits processors, where it is too late to steer: so a steered request's are applied here.
+vLLM's V1 runner applies them behind its logits processors, where it is too late to steer: so a steered request's are
+applied here. Its V2 runner applies them before, to the raw logits.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import torch
 
 @dataclass(eq=False)
 class Penalties:
-    """One request's. `output` is vLLM's own list of what it has generated so far."""
+    """One request's. `output` is the list of what it has generated so far."""
 
     presence: float
     frequency: float

@@ -1,6 +1,7 @@
 """vLLM's logits processor: where requests come and go, and where a step's logits pass by.
 
 Loaded by vLLM through the `vllm.logits_processors` entry point in every process that validates or runs requests.
+Its two model runners tell of requests differently: V1 of every move in the batch, V2 of the slot that a request takes.
 """
 
 from __future__ import annotations
@@ -24,13 +25,13 @@ from heedful.vllm.penalties import Penalties
 from heedful.vllm.registration import SWITCH, is_on, warn
 from heedful.vllm.support import why_not
 
-try:  # the interface of vLLM's other model runner, which loads every plug-in too
-    from vllm.v1.worker.gpu.sample.logits_processor.interface import LogitsProcessor as Other
-except ImportError:
-    Other = object
+try:
+    from vllm.v1.worker.gpu.sample.logits_processor.interface import LogitsProcessor as SlotProcessor
+except ImportError:  # a vLLM without its V2 runner
+    SlotProcessor = object
 
 
-class Heedful(LogitsProcessor, Other):
+class Heedful(LogitsProcessor, SlotProcessor):
     """Steers the requests that ask for it, and touches no other."""
 
     @classmethod
@@ -56,11 +57,14 @@ class Heedful(LogitsProcessor, Other):
             raise ValueError(reason)
 
     def __init__(self, vllm_config: Any, *more: Any) -> None:
-        """`more` is what either of vLLM's model runners hands over; only V1 is steered."""
+        """`more`: what V1 and V2 hand over; V2 its requests' tokens by their slots."""
         self.states: dict[int, State] = {}
         self.config = vllm_config
         self.vocab = vllm_config.model_config.get_vocab_size()
         self._decider: Decider | None = None
+        self._tokens: Any = more[0] if len(more) == 1 else None
+        self._slots: dict[int, State] = {}
+        self._entering: dict[int, SamplingParams] = {}
         reason = why_not(vllm_config) if is_on() else ""
         if reason:
             warn(reason)
@@ -69,19 +73,47 @@ class Heedful(LogitsProcessor, Other):
         """No: greedy requests are steered too."""
         return False
 
-    def add_request(self, req_idx: int, sampling_params: SamplingParams) -> bool:
-        """V2's: nothing is done for any request. Those that ask for steering have been refused, or are ended."""
-        return False
-
     def update_state(self, batch_update: Any) -> None:
-        """Follows requests as they enter, move in and leave the batch."""
+        """V1's: follows requests as they enter, move in and leave the batch."""
         process_dict_updates(self.states, batch_update, self._state)
         if self.states or self._decider is not None:
             self.decider.host.is_wanted = bool(self.states)
 
+    def add_request(self, req_idx: int, sampling_params: SamplingParams) -> bool:
+        """V2's: a request takes a slot, whose tokens are not there yet; whether it is to be steered."""
+        self._slots.pop(req_idx, None)
+        self._entering.pop(req_idx, None)
+        if is_steered := read(sampling_params.extra_args) is not None:
+            self._entering[req_idx] = sampling_params
+        return is_steered
+
+    def apply_staged_writes(self) -> None:
+        """V2's: before each step's raw pass, when the tokens of what has entered are there."""
+        for slot, params in self._entering.items():
+            tokens = self._tokens.all_token_ids.gpu[slot, : int(self._tokens.prefill_len.np[slot])].tolist()
+            count = int(self._tokens.prompt_len.np[slot])
+            state = self._state(params, tokens[:count], tokens[count:])
+            if state is not None:
+                state.is_penalised = True
+                self._slots[slot] = state
+        self._entering.clear()
+        if self._slots or self._decider is not None:
+            self.decider.host.is_wanted = bool(self._slots)
+
     def apply(self, logits: torch.Tensor, *context: Any) -> torch.Tensor:
-        """A step's logits `(requests, vocab)`, changed in place for steered requests."""
+        """A step's logits `(requests, vocab)`, changed in place for steered requests; `context`: V2's batch."""
+        if context:
+            self._place(context[0].idx_mapping_np.tolist())
         return self.decider.decide(logits) if self.states else logits
+
+    def _place(self, slots: list[int]) -> None:
+        """The rows that V2's step has for the requests, and the token that each has got since the last one."""
+        self.states.clear()
+        self.states.update({row: self._slots[slot] for row, slot in enumerate(slots) if slot in self._slots})
+        raw = self.decider.host.raw() if self.states else None
+        for row, state in self.states.items():
+            if raw is not None and raw.seq_lens[row] > len(state.prompt) + len(state.output):
+                state.output.append(raw.tokens[row])
 
     @property
     def decider(self) -> Decider:

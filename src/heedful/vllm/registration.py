@@ -1,4 +1,4 @@
-"""What vLLM calls in each of its processes as it starts: registers the models and the attention backend."""
+"""What vLLM calls in each of its processes as it starts: registers the models and the attention backends."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ ARCHITECTURES = (
     "Qwen3ForCausalLM",
     "Qwen3MoeForCausalLM",
 )
+BACKENDS = ("CPU_ATTN", "FLASH_ATTN", "TRITON_ATTN")
 SWITCH = "HEEDFUL_VLLM"
 ANY_VERSION = "HEEDFUL_VLLM_ANY_VERSION"
 
@@ -48,7 +49,8 @@ def register() -> None:
 
     for arch in ARCHITECTURES:
         ModelRegistry.register_model(arch, f"heedful.vllm.models:{PREFIX}{arch}")
-    register_backend(AttentionBackendEnum.CPU_ATTN, "heedful.vllm.backend.SteeredBackend")
+    for name in BACKENDS:
+        register_backend(AttentionBackendEnum[name], f"heedful.vllm.backend.{PREFIX}{name}")
 
 
 @cache

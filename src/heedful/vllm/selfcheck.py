@@ -31,9 +31,15 @@ def check(host: Host) -> None:
     finally:
         for each, block in zip(host.layers, before, strict=True):
             each.kv_cache[0].copy_(block)
-    logging.getLogger("vllm.heedful").info(
+    log = logging.getLogger("vllm.heedful")
+    log.info(
         "Heedful steers: %d layers, %s, checked against the raw pass", host.num_layers, layer.attn_backend.get_name()
     )
+    if device.type != "cpu":
+        log.warning(
+            "Heedful's authors had no GPU to test steering on; its self-check has passed here. Compare some answers "
+            "with those of `heedful generate`"
+        )
 
 
 def _check(host: Host, device: torch.device) -> None:
@@ -105,7 +111,7 @@ def _check_decision(host: Host, tokens: torch.Tensor, raw: torch.Tensor, steered
         given = {"spans": [SPAN], "prompt_tokens": NUM_TOKENS, "strength": STRENGTH, "threshold": threshold}
         asked = read({NAME: {**given, "method": {"name": "directer", "ranking": list(range(host.num_layers))}}})
         assert asked is not None
-        state = State(asked, tokens.tolist(), (), Sampling(), bias, is_masked=False, ends=())
+        state = State(asked, tokens.tolist(), [], Sampling(), bias, is_masked=False, ends=())
         row = logits.clone()[None]
         for at, more in bias.items():
             row[0, at] += more

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from heedful.errors import UnsupportedModelError
-from heedful.vllm.registration import ANY_VERSION, ARCHITECTURES, SWITCH
+from heedful.vllm.registration import ANY_VERSION, ARCHITECTURES, BACKENDS, SWITCH
 
 TESTED = ((0, 32), (0, 33))  # from, and before
 
@@ -38,7 +38,6 @@ def refuse_config(config: Any) -> None:
     refuse_version(__version__)
     model, parallel, cache = config.model_config, config.parallel_config, config.cache_config
     reasons = {
-        "the V2 model runner (set VLLM_USE_V2_MODEL_RUNNER=0)": getattr(config, "use_v2_model_runner", False),
         "pipeline parallelism": parallel.pipeline_parallel_size > 1,
         "context parallelism": max(
             getattr(parallel, "decode_context_parallel_size", 1), getattr(parallel, "prefill_context_parallel_size", 1)
@@ -53,7 +52,7 @@ def refuse_config(config: Any) -> None:
         "speculative decoding": config.speculative_config is not None,
         "LoRA": config.lora_config is not None,
         "full CUDA graphs (set cudagraph_mode=PIECEWISE)": _has_full_graphs(config),
-        "any device but the CPU": str(config.device_config.device_type) != "cpu",
+        "any device but CPUs and CUDA": str(config.device_config.device_type) not in ("cpu", "cuda"),
     }
     for reason, is_so in reasons.items():
         if is_so:
@@ -83,7 +82,10 @@ def refuse_layers(config: Any) -> dict[str, Any]:
         if layer.kv_sharing_target_layer_name is not None:
             raise _refused(f"{name} shares keys and values with another layer; they cannot be steered one by one")
         if not getattr(layer.impl, "is_steerable", False):
-            raise _refused(f"the attention backend {layer.attn_backend.get_name()} is not supported")
+            raise _refused(
+                f"the attention backend {layer.attn_backend.get_name()} is not supported "
+                f"(start vLLM with --attention-backend {' or '.join(BACKENDS[1:])})"
+            )
     return found
 
 
