@@ -15,6 +15,7 @@ import tiny
 from heedful.errors import UnsupportedModelError
 from heedful.vllm import processor, read, support
 from heedful.vllm.decide import Decider, State
+from heedful.vllm.host import Batch
 from heedful.vllm.layout import learn
 from heedful.vllm.steered import SteeredPass
 from tiny import case, generated, plainly
@@ -112,12 +113,15 @@ def test_an_unknown_caller_is_refused(llm: Any, monkeypatch: pytest.MonkeyPatch)
     assert generated(llm, plainly([case(0)]))
 
 
-def test_a_pass_that_was_not_seen_is_no_raw_token(llm: Any) -> None:
+def test_a_batch_that_was_not_told_is_no_raw_token(llm: Any) -> None:
     host = tiny.host(llm)
-    host._raw = None
-    state = State(read({"heedful": GOOD}), range(40), (), heedful.Sampling(), {}, is_masked=False, ends=())
-    with pytest.raises(RuntimeError, match="not told of vLLM's forward pass"):
-        Decider(host, {0: state}, counts=False).decide(torch.zeros(1, 128))
+    state = State(read({"heedful": GOOD}), range(40), [], heedful.Sampling(), {}, is_masked=False, ends=())
+    with pytest.raises(RuntimeError, match="not told of vLLM's batch"):
+        Decider(host, {0: state}, counts=False).decide(torch.zeros(1, 128), None)
+    state.output.append(-1)  # where vLLM's scheduler runs ahead of its tokens
+    batch = Batch([41], torch.ones(1, 1, dtype=torch.int32))
+    with pytest.raises(RuntimeError, match="a token yet"):
+        Decider(host, {0: state}, counts=False).decide(torch.zeros(1, 128), batch)
 
 
 def test_a_negative_seed_is_a_seed(llm: Any) -> None:
@@ -158,6 +162,7 @@ def test_versions(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def config(**more: Any) -> Any:
     parallel = {"pipeline_parallel_size": 1, "data_parallel_size": 1, "enable_expert_parallel": False}
+    parallel["enable_batch_sharded_sampling"] = None
     parallel |= {key: more.pop(key) for key in list(more) if key in parallel}
     fields = {
         "model_config": SimpleNamespace(use_mla=more.pop("use_mla", False), architectures=["LlamaForCausalLM"]),
@@ -180,13 +185,7 @@ def config(**more: Any) -> Any:
         ({"speculative_config": object()}, "speculative"),
         ({"lora_config": object()}, "LoRA"),
         ({"device_config": SimpleNamespace(device_type="tpu")}, "any device but CPUs and CUDA"),
-        (
-            {
-                "device_config": SimpleNamespace(device_type="cuda"),
-                "compilation_config": SimpleNamespace(cudagraph_mode=SimpleNamespace(has_full_cudagraphs=lambda: True)),
-            },
-            "PIECEWISE",
-        ),
+        ({"enable_batch_sharded_sampling": True}, "sharded"),
     ],
 )
 def test_configurations(more: Any, says: str) -> None:
@@ -226,7 +225,7 @@ def test_the_self_check_sees_hooks_that_do_not_steer(llm: Any, monkeypatch: pyte
     selfcheck.check(tiny.host(llm))
     whole = SteeredPass.__post_init__
     if fault == "raw":
-        monkeypatch.setattr(Decider, "decide", lambda self, logits: logits)
+        monkeypatch.setattr(Decider, "decide", lambda self, logits, batch: logits)
     else:
         monkeypatch.setattr(selfcheck, "STRENGTH", 50.0)
         monkeypatch.setattr(SteeredPass, "__post_init__", changed)
@@ -321,6 +320,8 @@ def test_a_failed_self_check_leaves_vllm_alone(path: Path, monkeypatch: pytest.M
         monkeypatch.setattr(SteeredPass, name, broken)
     llm = tiny.llm(path)
     ended = llm.generate([case(0).vllm_prompt], [case(0).params(stop_token_ids=[7])], use_tqdm=False)[0].outputs[0]
-    assert list(ended.token_ids) == [7]  # the check runs in the first request's own pass: it is not answered unsteered
+    assert list(ended.token_ids) == [
+        7
+    ]  # the check runs in the first steered request's own step: it is not answered unsteered
     assert len(generated(llm, plainly([case(0)]))[0]) == 24
     assert "self-check failed" in tiny.host(llm).refused

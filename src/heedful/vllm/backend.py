@@ -1,7 +1,7 @@
-"""vLLM's attention backends, which hand the rows of a steered pass to it; every other pass is vLLM's own.
+"""vLLM's attention backends, which tell the host of each step's batch, and hand the rows of a steered pass to it.
 
-Only this module subclasses vLLM's attention: `Heedful<NAME>`, built when vLLM asks for it and registered in the place
-of its own backend of that name.
+Every other pass is vLLM's own. Only this module subclasses vLLM's attention: `Heedful<NAME>`, built when vLLM asks for
+it and registered in the place of its own backend of that name.
 """
 
 from __future__ import annotations
@@ -40,21 +40,44 @@ class Steerable:
         return output
 
 
+class Telling:
+    """What is put before a builder of attention metadata, which vLLM calls before each step, replayed graph or not."""
+
+    vllm_config: Any
+    layer_names: list[str]
+
+    def build(self, common_prefix_len: int, common_attn_metadata: Any, *more: Any, **named: Any) -> Any:
+        """As vLLM's."""
+        layers = self.vllm_config.compilation_config.static_forward_context
+        host = getattr(layers[self.layer_names[0]], "heedful", None)
+        if host is not None:
+            host.note(common_attn_metadata)
+        own: Any = super()
+        return own.build(common_prefix_len, common_attn_metadata, *more, **named)
+
+
 def _steered(name: str) -> type[Any]:
     from vllm.v1.attention.backends.registry import AttentionBackendEnum
 
     module, _, path = AttentionBackendEnum[name].value.rpartition(".")
     base: type[Any] = getattr(importlib.import_module(module), path)
-    implementation: type[Any] = base.get_impl_cls()
-    steered = type(PREFIX + implementation.__name__, (Steerable, implementation), {"__module__": __name__})
+    steered, telling = _before(Steerable, base.get_impl_cls()), _before(Telling, base.get_builder_cls())
 
     class Backend(base):
         @staticmethod
         def get_impl_cls() -> type[Any]:
             return steered
 
+        @staticmethod
+        def get_builder_cls() -> type[Any]:
+            return telling
+
     Backend.__name__ = Backend.__qualname__ = PREFIX + name
     return Backend
+
+
+def _before(first: type[Any], own: type[Any]) -> type[Any]:
+    return type(PREFIX + own.__name__, (first, own), {"__module__": __name__})
 
 
 def __getattr__(name: str) -> Any:

@@ -18,7 +18,7 @@ from heedful import ranking
 from heedful.sampling import Sampling, draw
 from heedful.trace import Decision
 from heedful.vllm.arguments import Asked
-from heedful.vllm.host import Host, Raw
+from heedful.vllm.host import Batch, Host
 from heedful.vllm.metrics import counters
 from heedful.vllm.penalties import Penalties
 from heedful.vllm.steered import Part
@@ -137,42 +137,42 @@ class Decider:
         self.host, self.states, self._counts = host, states, counts
 
     @torch.inference_mode()
-    def decide(self, logits: torch.Tensor) -> torch.Tensor:
+    def decide(self, logits: torch.Tensor, batch: Batch | None) -> torch.Tensor:
         """`logits (requests, vocab)`, float32, changed in place so that vLLM takes the token decided.
 
-        Raises `RuntimeError` where the plug-in has not seen the step's raw pass: no token passes for a steered one.
+        Raises `RuntimeError` where the plug-in does not know the step's batch: no token passes for a steered one.
         """
+        self.host.prove()
         for row, state in self.states.items():
-            state.refused = state.refused or self.host.refused  # the self-check may have failed in this very pass
+            state.refused = state.refused or self.host.refused  # the self-check may have failed just now
             if state.refused and row < len(logits):
                 self._end(logits, row, state)
         if all(state.refused for state in self.states.values()):
             return logits
-        raw = self.host.raw()
-        if raw is None:
-            raise RuntimeError("Heedful was not told of vLLM's forward pass: nothing of this step could be steered")
+        if batch is None:
+            raise RuntimeError("Heedful was not told of vLLM's batch: nothing of this step could be steered")
         forwards = self.host.num_forwards
-        ready = self._ready(raw, len(logits))
-        self._rank([item for item in ready if item.state.sets is None], raw)
+        ready = self._ready(batch, len(logits))
+        self._rank([item for item in ready if item.state.sets is None], batch)
         done: Counter[str] = Counter()
         if ready:
-            self._steps(logits, ready, raw, done)
+            self._steps(logits, ready, batch, done)
         self._count(done, self.host.num_forwards - forwards)
         return logits
 
-    def _ready(self, raw: Raw, num_rows: int) -> list[Ready]:
+    def _ready(self, batch: Batch, num_rows: int) -> list[Ready]:
         """Those that have read their prompt, and after a preemption all that they had generated."""
         return [
-            Ready(row, state, raw.seq_lens[row])
+            Ready(row, state, batch.seq_lens[row])
             for row, state in sorted(self.states.items())
-            if row < num_rows and not state.refused and raw.seq_lens[row] >= len(state.prompt) + len(state.output)
+            if row < num_rows and not state.refused and batch.seq_lens[row] >= len(state.prompt) + len(state.output)
         ]
 
     # What a forward needs
 
-    def _part(self, item: Ready, raw: Raw, sets: tuple[frozenset[int], ...], at: int | None = None) -> Part:
+    def _part(self, item: Ready, batch: Batch, sets: tuple[frozenset[int], ...], at: int | None = None) -> Part:
         """A request's share of a forward for its current token, or for that at position `at`."""
-        state, table = item.state, raw.block_table[item.row]
+        state, table = item.state, batch.block_table[item.row]
         if state.span is None:
             span = state.asked.span
             steerer = state.asked.recipe.steerer
@@ -180,14 +180,16 @@ class Decider:
             state.factors = steerer.factors(torch.tensor(span.weights, device=table.device))  # type: ignore[union-attr]
         assert state.factors is not None
         position = item.seq_len - 1 if at is None else at
-        token = raw.tokens[item.row] if at is None else state.token(at)
+        token = state.token(position)
+        if token < 0:
+            raise RuntimeError("vLLM has not told Heedful of a token yet: what follows it could not be steered")
         past = len(state.span) - (state.asked.span.positions[-1] >= position)  # a row's own key is not scaled
         slot = self.host.slot(table, position)
         return Part(token, position, table, slot, state.span[:past], state.factors[:past], sets)
 
     # Ranking
 
-    def _rank(self, items: Sequence[Ready], raw: Raw) -> None:
+    def _rank(self, items: Sequence[Ready], batch: Batch) -> None:
         """Settles what the requests' candidate sets are, once each."""
         layers = self.host.num_layers
         probed = []
@@ -200,7 +202,7 @@ class Decider:
             else:
                 probed.append(item)
         sets = (frozenset[int](), *(frozenset([layer]) for layer in range(layers)))
-        parts = [self._part(item, raw, sets, item.state.rank_at - 1) for item in probed]
+        parts = [self._part(item, batch, sets, item.state.rank_at - 1) for item in probed]
         most = max(1, PROBE_ROWS // len(sets))
         for begin in range(0, len(parts), most):
             self._probe(probed[begin : begin + most], parts[begin : begin + most])
@@ -219,7 +221,7 @@ class Decider:
 
     # A step
 
-    def _steps(self, logits: torch.Tensor, ready: Sequence[Ready], raw: Raw, done: Counter[str]) -> None:
+    def _steps(self, logits: torch.Tensor, ready: Sequence[Ready], batch: Batch, done: Counter[str]) -> None:
         for item in ready:
             if item.state.penalties is not None and not item.state.is_penalised:
                 item.state.penalties.apply(logits[item.row])
@@ -236,7 +238,7 @@ class Decider:
                 done["skipped"] += 1
                 item.state.note("skipped")
         if tried:
-            self._trials(ready, tried, raw, logits[[rows[at] for at in tried]], tokens, done)
+            self._trials(ready, tried, batch, logits[[rows[at] for at in tried]], tokens, done)
             rejected = [at for at in tried if at not in tokens]
             done["rejected"] += len(rejected)
             for at in rejected:
@@ -262,7 +264,7 @@ class Decider:
         self,
         ready: Sequence[Ready],
         tried: Sequence[int],
-        raw: Raw,
+        batch: Batch,
         own: torch.Tensor,
         tokens: dict[int, int],
         done: Counter[str],
@@ -273,11 +275,11 @@ class Decider:
             items = [at for at, place in enumerate(tried) if ready[place].state.is_gated != keeps]
             if keeps:
                 for at in items:
-                    self._replay(ready[tried[at]], raw)
+                    self._replay(ready[tried[at]], batch)
             states = [ready[tried[at]].state for at in items]
             most = max((len(state.sets or ()) for state in states), default=0)
             parts = [
-                self._part(ready[tried[at]], raw, _padded(state.sets or (), most))
+                self._part(ready[tried[at]], batch, _padded(state.sets or (), most))
                 for at, state in zip(items, states, strict=True)
             ]
             if not parts:
@@ -287,12 +289,12 @@ class Decider:
             self._alike(steered, states, own[items])
             self._judge(ready, [tried[at] for at in items], steered, own[items], totals[items], tokens, done)
 
-    def _replay(self, item: Ready, raw: Raw) -> None:
+    def _replay(self, item: Ready, batch: Batch) -> None:
         """After a preemption vLLM has read the answer so far as if it were prompt: stores it steered, as it was."""
         state = item.state
         if state.output and not state.is_replayed:
             for position in range(len(state.prompt) - 1, item.seq_len - 1):
-                self.host.forward([self._part(item, raw, state.sets or (), position)], keeps=True)
+                self.host.forward([self._part(item, batch, state.sets or (), position)], keeps=True)
         state.is_replayed = True
 
     def _alike(self, steered: torch.Tensor, states: Sequence[State], own: torch.Tensor) -> None:

@@ -1,4 +1,4 @@
-"""What there is of the plug-in beside one of vLLM's models: its raw pass of the running step, and steered forwards.
+"""What there is of the plug-in beside one of vLLM's models: the batch of the running step, and steered forwards.
 
 vLLM builds model, attention layers and logits processor by itself and hands none of them to the others. They meet here:
 the host hangs on the layers, which vLLM lists in the configuration that it hands to all. Does not decide anything;
@@ -23,10 +23,9 @@ from heedful.vllm.support import refuse_layers, why_not
 
 
 @dataclass
-class Raw:
-    """What the raw pass of the running step left of each request of the batch: its last token, length and blocks."""
+class Batch:
+    """Each request of the running step: how many of its tokens are computed, and its blocks `(requests, blocks)`."""
 
-    tokens: list[int]
     seq_lens: list[int]
     block_table: torch.Tensor
 
@@ -47,8 +46,7 @@ class Host:
         self.num_forwards = 0
         self.trails: dict[str, Any] = {}  # by a request's name: where `decide` notes what becomes of it
         self.is_wanted = False
-        self._raw: tuple[torch.Tensor, Any] | None = None
-        self._read: Raw | None = None
+        self._noted: Any = None
         self._is_checked = False
         self._layout: Layout | None = None
         self._builder: Any = None
@@ -101,41 +99,28 @@ class Host:
             self._layout = learn(layer.kv_cache, size, layer.num_kv_heads, dims, store)
         return self._layout
 
-    def begin(self, tokens: torch.Tensor) -> None:
-        """Notes the raw pass that begins. The first one of all is preceded by the self-check."""
-        if self.current is not None:
-            return
-        self._raw = self._read = None
-        if self.refused:
-            return
-        from vllm.forward_context import get_forward_context, is_forward_context_available
-
-        if not is_forward_context_available():
-            return
-        metadata = get_forward_context().attn_metadata
-        name = self.layers[0].layer_name
-        if not isinstance(metadata, dict) or name not in metadata:
-            return
-        if not self._is_checked:
-            self._is_checked = True
-            from heedful.vllm.selfcheck import check
-
-            try:
-                check(self)
-            except Exception as error:  # whatever it is, vLLM's own answers are none the worse
-                is_told = isinstance(error, UnsupportedModelError)
-                self.refuse(str(error) if is_told else f"Heedful's self-check failed: {error!r}")
-                return
+    def note(self, metadata: Any) -> None:
+        """vLLM's word of the batch that it is about to compute, in the terms that all its attention backends share."""
         if self.is_wanted:
-            self._raw, self._read = (tokens, metadata[name]), None  # the self-check has had a raw pass of its own
+            self._noted = metadata
 
-    def raw(self) -> Raw | None:
-        """What the raw pass of this step left, None where there was none."""
-        if self._raw is not None and self._read is None:
-            tokens, metadata = self._raw
-            last = tokens[metadata.query_start_loc[1:].long() - 1]
-            self._read = Raw(last.tolist(), metadata.seq_lens.tolist(), metadata.block_table)
-        return self._read
+    def batch(self) -> Batch | None:
+        """The running step's, once: vLLM's tensors are filled anew for the next. None where it is not known."""
+        noted, self._noted = self._noted, None
+        return None if noted is None else Batch(noted.seq_lens.tolist(), noted.block_table_tensor)
+
+    def prove(self) -> None:
+        """The self-check, before the first steered step of all; where it fails nothing is steered."""
+        if self._is_checked or self.refused:
+            return
+        self._is_checked = True
+        from heedful.vllm.selfcheck import check
+
+        try:
+            check(self)
+        except Exception as error:  # whatever it is, vLLM's own answers are none the worse
+            is_told = isinstance(error, UnsupportedModelError)
+            self.refuse(str(error) if is_told else f"Heedful's self-check failed: {error!r}")
 
     def slot(self, block_table: torch.Tensor, position: int) -> int:
         """The cache slot of one position of a sequence."""

@@ -1,4 +1,4 @@
-"""vLLM's own models, which tell the host as a forward begins: `Heedful<Arch>`, built when vLLM asks for one."""
+"""vLLM's own models, each with a host of its own: `Heedful<Arch>`, built when vLLM asks for one."""
 
 from __future__ import annotations
 
@@ -19,10 +19,6 @@ def _wrapped(arch: str) -> type[Any]:
         def __init__(self, *, vllm_config: Any, prefix: str = "", **more: Any) -> None:
             super().__init__(vllm_config=vllm_config, prefix=prefix, **more)
             self.heedful = Host(self, vllm_config)
-
-        def forward(self, input_ids: Any, positions: Any, *args: Any, **kwargs: Any) -> Any:
-            self.heedful.begin(input_ids)
-            return super().forward(input_ids, positions, *args, **kwargs)
 
     Wrapped.__name__ = Wrapped.__qualname__ = PREFIX + arch
     Wrapped.__module__ = __name__

@@ -20,7 +20,7 @@ from heedful.recipe import ModelShape
 from heedful.sampling import Sampling, draw
 from heedful.vllm.arguments import NAME, TRAIL, Asked, read
 from heedful.vllm.decide import Decider, State
-from heedful.vllm.host import Host, host_of
+from heedful.vllm.host import Batch, Host, host_of
 from heedful.vllm.penalties import Penalties
 from heedful.vllm.registration import SWITCH, is_on, warn
 from heedful.vllm.support import why_not
@@ -104,16 +104,23 @@ class Heedful(LogitsProcessor, SlotProcessor):
         """A step's logits `(requests, vocab)`, changed in place for steered requests; `context`: V2's batch."""
         if context:
             self._place(context[0].idx_mapping_np.tolist())
-        return self.decider.decide(logits) if self.states else logits
+        if not self.states:
+            return logits
+        batch = self.decider.host.batch()
+        if context and batch is not None:
+            self._go_on(batch, context[0].input_ids.tolist())
+        return self.decider.decide(logits, batch)
 
     def _place(self, slots: list[int]) -> None:
-        """The rows that V2's step has for the requests, and the token that each has got since the last one."""
+        """The rows that the requests have in V2's step."""
         self.states.clear()
         self.states.update({row: self._slots[slot] for row, slot in enumerate(slots) if slot in self._slots})
-        raw = self.decider.host.raw() if self.states else None
+
+    def _go_on(self, batch: Batch, tokens: list[int]) -> None:
+        """Adds the token that each request has got since V2's last step; `tokens` are what went into this one."""
         for row, state in self.states.items():
-            if raw is not None and raw.seq_lens[row] > len(state.prompt) + len(state.output):
-                state.output.append(raw.tokens[row])
+            if batch.seq_lens[row] > len(state.prompt) + len(state.output):
+                state.output.append(tokens[row])
 
     @property
     def decider(self) -> Decider:

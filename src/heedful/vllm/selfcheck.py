@@ -1,8 +1,7 @@
-"""Proof, before the first token of an engine, that steering steers: on a few made-up tokens in a block no one owns.
+"""Proof, before an engine's first steered token, that steering steers: on a few made-up tokens in a block no one owns.
 
-Forks and hooks have been known to skip steering in silence. So a factor of 1 must give the raw
-logits, a factor of 100 in the first layer what the formula says and other logits, and not one stored bit may be another
-afterwards.
+Forks and hooks have been known to skip steering in silence. So a factor of 1 must give the raw logits, a factor of 100
+in the first layer what the formula says and other logits, and not one stored bit may be another afterwards.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ import torch
 from heedful.errors import UnsupportedModelError
 from heedful.sampling import Sampling
 from heedful.vllm.arguments import NAME, read
-from heedful.vllm.host import Host
+from heedful.vllm.host import Batch, Host
 from heedful.vllm.steered import Part
 
 NUM_TOKENS, SPAN, STRENGTH = 8, (2, 5), 100.0
@@ -49,7 +48,9 @@ def _check(host: Host, device: torch.device) -> None:
     slots = torch.arange(NUM_TOKENS, device=device)
     host.is_wanted, is_wanted = True, host.is_wanted
     hidden = host.prefill(tokens, table, slots)[-1:]
-    host.is_wanted = is_wanted
+    host.is_wanted, batch = is_wanted, host.batch()
+    if batch is None:
+        raise _failed("vLLM's batches are not told of")
     raw = hidden[0].float()
     stored = [layer.kv_cache[0].clone() for layer in host.layers]
     none, everywhere = frozenset[int](), frozenset(range(host.num_layers))
@@ -74,7 +75,7 @@ def _check(host: Host, device: torch.device) -> None:
     if any(not torch.equal(layer.kv_cache[0], block) for layer, block in zip(host.layers, stored, strict=True)):
         raise _failed("stored keys or values are not what they were before a steered pass")
     _check_formula(host, slots, factors, watched[0], close)
-    _check_decision(host, tokens, hidden, host.forward([part])[1])
+    _check_decision(host, batch, tokens, hidden, host.forward([part])[1])
 
 
 def _check_formula(
@@ -97,7 +98,7 @@ def _check_formula(
         raise _failed("the first layer's steered attention is not what the formula gives")
 
 
-def _check_decision(host: Host, tokens: torch.Tensor, raw: torch.Tensor, steered: torch.Tensor) -> None:
+def _check_decision(host: Host, batch: Batch, tokens: torch.Tensor, raw: torch.Tensor, steered: torch.Tensor) -> None:
     """`raw`, `steered (1, hidden)`: of two tokens that are made the likeliest ones, one is so raw and one steered."""
     from heedful.vllm.decide import Decider, State
 
@@ -115,7 +116,7 @@ def _check_decision(host: Host, tokens: torch.Tensor, raw: torch.Tensor, steered
         row = logits.clone()[None]
         for at, more in bias.items():
             row[0, at] += more
-        if int(Decider(host, {0: state}, counts=False).decide(row).argmax()) != token:
+        if int(Decider(host, {0: state}, counts=False).decide(row, batch).argmax()) != token:
             raise _failed(f"with a threshold of {threshold:g} another token is decided on than the formula gives")
 
 

@@ -51,18 +51,12 @@ def refuse_config(config: Any) -> None:
         "multi-head latent attention": getattr(model, "use_mla", False),
         "speculative decoding": config.speculative_config is not None,
         "LoRA": config.lora_config is not None,
-        "full CUDA graphs (set cudagraph_mode=PIECEWISE)": _has_full_graphs(config),
+        "sampling sharded over ranks": bool(getattr(parallel, "enable_batch_sharded_sampling", False)),
         "any device but CPUs and CUDA": str(config.device_config.device_type) not in ("cpu", "cuda"),
     }
     for reason, is_so in reasons.items():
         if is_so:
             raise _refused(f"{reason} is not supported")
-
-
-def _has_full_graphs(config: Any) -> bool:
-    mode = getattr(config.compilation_config, "cudagraph_mode", None)
-    is_cuda = str(config.device_config.device_type) == "cuda"
-    return is_cuda and mode is not None and bool(mode.has_full_cudagraphs())
 
 
 def refuse_layers(config: Any) -> dict[str, Any]:
