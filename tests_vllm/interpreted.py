@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,8 +16,14 @@ import pytest
 import torch
 
 
-def start() -> None:
-    """Before vLLM is imported: it takes Triton for usable, and runs V2."""
+def start(folder: Path | None = None) -> None:
+    """Before vLLM is imported: it takes Triton for usable, and runs V2.
+
+    `folder`: an empty one, from which Python processes that are begun later learn to do so too.
+    """
+    if folder is not None:
+        (folder / "sitecustomize.py").write_text("import interpreted\n\ninterpreted.start()\n")
+        os.environ["PYTHONPATH"] = os.pathsep.join([str(folder), str(Path(__file__).parent)])
     os.environ.update(TRITON_INTERPRET="1", VLLM_USE_V2_MODEL_RUNNER="1")
     from triton.backends import backends
 

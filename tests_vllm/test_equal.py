@@ -52,6 +52,16 @@ def test_candidate_sets_share_one_forward(llm: Any) -> None:
     assert 2 <= host.num_forwards - before <= 1 + 12  # ranking once, then at most one a step for all six
 
 
+def test_what_does_not_fit_one_forward_takes_several(llama: Pair, llm: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("heedful.vllm.decide.ROWS", 7)
+    monkeypatch.setattr("heedful.vllm.steered.LARGEST", 1)
+    cases = [case(seed, 30 + seed, new=12) for seed in range(6)]
+    host = tiny.host(llm)
+    before = host.num_forwards
+    assert generated(llm, cases) == expected(llama.model, cases)
+    assert host.num_forwards - before > 1 + 12
+
+
 @pytest.mark.one_runner
 def test_what_is_shared_is_steered_in_one_forward(llama: Pair, llm: Any) -> None:
     """Requests that read the same stored tokens and scale them differently: nothing stored is changed for either."""
@@ -237,7 +247,6 @@ def test_compiled(llama: Pair) -> None:
     assert torch.get_num_threads() == 1
 
 
-@pytest.mark.one_runner
 def test_two_tensor_parallel_ranks(llama: Pair) -> None:
     """Every rank must decide alike, and draw alike where a request has no seed."""
     llm = tiny.llm(llama.path, tensor_parallel_size=2, distributed_executor_backend="mp")

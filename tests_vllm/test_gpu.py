@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+import heedful
 import interpreted
 import tiny
 from tiny import case, expected, generated, plainly
@@ -28,6 +29,40 @@ def test_backends_of_gpus(backend: str, is_v2: bool, tmp_path: Path, monkeypatch
     host = tiny.host(llm)
     assert not host.refused
     assert host.layers[0].attn_backend.get_name() == backend
+
+
+def test_half_precision_passes_the_self_check(tmp_path: Path) -> None:
+    model = tiny.build("llama")
+    model.save_pretrained(tmp_path)
+    with interpreted.using("FLASH_ATTN"):
+        llm = tiny.llm(tmp_path, dtype="bfloat16")
+        assert [len(tokens) for tokens in generated(llm, CASES)] == [5, 5, 5]
+    assert not tiny.host(llm).refused
+
+
+@pytest.mark.parametrize("is_v2", [True, False])
+def test_tokens_that_the_scheduler_runs_ahead_of(is_v2: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Asynchronous scheduling, which GPUs have and CPUs have not, with preemptions."""
+    from vllm.platforms.cpu import CpuPlatform
+
+    settle = CpuPlatform.check_and_update_config.__func__
+
+    def settled(cls: Any, config: Any) -> None:
+        settle(cls, config)
+        config.scheduler_config.async_scheduling = True
+
+    monkeypatch.setattr(CpuPlatform, "check_and_update_config", classmethod(settled))
+    monkeypatch.setenv("VLLM_USE_V2_MODEL_RUNNER", str(int(is_v2)))
+    model = tiny.build("llama")
+    model.save_pretrained(tmp_path)
+    llm = tiny.llm(tmp_path, block_size=32, max_num_seqs=6, max_model_len=256, num_gpu_blocks_override=14)
+    assert llm.llm_engine.vllm_config.scheduler_config.async_scheduling
+    cases = [case(seed, 60, new=30) for seed in range(4)]
+    drawn = heedful.Sampling(temperature=1.0, seed=3)
+    cases += [case(seed, 50, new=30, sampling=drawn, repetition=1.2, presence=0.5) for seed in range(2)]
+    cases += plainly(cases[:2])
+    assert generated(llm, cases) == expected(model, cases)
+    assert {metric.name: metric for metric in llm.get_metrics()}["vllm:num_preemptions"].value > 0
 
 
 def test_a_slot_is_taken_by_others(tmp_path: Path) -> None:

@@ -15,7 +15,6 @@ import tiny
 from heedful.errors import UnsupportedModelError
 from heedful.vllm import processor, read, support
 from heedful.vllm.decide import Decider, State
-from heedful.vllm.host import Batch
 from heedful.vllm.layout import learn
 from heedful.vllm.steered import SteeredPass
 from tiny import case, generated, plainly
@@ -118,10 +117,6 @@ def test_a_batch_that_was_not_told_is_no_raw_token(llm: Any) -> None:
     state = State(read({"heedful": GOOD}), range(40), [], heedful.Sampling(), {}, is_masked=False, ends=())
     with pytest.raises(RuntimeError, match="not told of vLLM's batch"):
         Decider(host, {0: state}, counts=False).decide(torch.zeros(1, 128), None)
-    state.output.append(-1)  # where vLLM's scheduler runs ahead of its tokens
-    batch = Batch([41], torch.ones(1, 1, dtype=torch.int32))
-    with pytest.raises(RuntimeError, match="a token yet"):
-        Decider(host, {0: state}, counts=False).decide(torch.zeros(1, 128), batch)
 
 
 def test_a_negative_seed_is_a_seed(llm: Any) -> None:
@@ -162,16 +157,21 @@ def test_versions(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def config(**more: Any) -> Any:
     parallel = {"pipeline_parallel_size": 1, "data_parallel_size": 1, "enable_expert_parallel": False}
-    parallel["enable_batch_sharded_sampling"] = None
+    parallel |= {"enable_batch_sharded_sampling": None, "use_ubatching": False}
     parallel |= {key: more.pop(key) for key in list(more) if key in parallel}
     fields = {
-        "model_config": SimpleNamespace(use_mla=more.pop("use_mla", False), architectures=["LlamaForCausalLM"]),
+        "model_config": SimpleNamespace(
+            use_mla=more.pop("use_mla", False),
+            enable_prompt_embeds=more.pop("enable_prompt_embeds", False),
+            architectures=["LlamaForCausalLM"],
+        ),
         "parallel_config": SimpleNamespace(**parallel),
         "cache_config": SimpleNamespace(cache_dtype=more.pop("cache_dtype", "auto")),
         "speculative_config": None,
         "lora_config": None,
         "compilation_config": SimpleNamespace(),
         "device_config": SimpleNamespace(device_type="cpu"),
+        "use_v2_model_runner": False,
     }
     return SimpleNamespace(**{**fields, **more})
 
@@ -186,6 +186,15 @@ def config(**more: Any) -> Any:
         ({"lora_config": object()}, "LoRA"),
         ({"device_config": SimpleNamespace(device_type="tpu")}, "any device but CPUs and CUDA"),
         ({"enable_batch_sharded_sampling": True}, "sharded"),
+        ({"use_ubatching": True}, "dual-batch"),
+        ({"enable_prompt_embeds": True}, "embeddings"),
+        (
+            {
+                "device_config": SimpleNamespace(device_type="cuda"),
+                "compilation_config": SimpleNamespace(cudagraph_mode=SimpleNamespace(has_full_cudagraphs=lambda: True)),
+            },
+            "V1 model runner.*PIECEWISE",
+        ),
     ],
 )
 def test_configurations(more: Any, says: str) -> None:

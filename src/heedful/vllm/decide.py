@@ -23,7 +23,7 @@ from heedful.vllm.metrics import counters
 from heedful.vllm.penalties import Penalties
 from heedful.vllm.steered import Part
 
-PROBE_ROWS = 512  # of one ranking forward
+ROWS = 512  # of one steered forward, or so: each has logits over the whole vocabulary, or its part in the ranking
 HEAD = 1024  # likeliest tokens among which a nucleus is looked for first: sorting a whole vocabulary takes longer
 
 
@@ -180,9 +180,7 @@ class Decider:
             state.factors = steerer.factors(torch.tensor(span.weights, device=table.device))  # type: ignore[union-attr]
         assert state.factors is not None
         position = item.seq_len - 1 if at is None else at
-        token = state.token(position)
-        if token < 0:
-            raise RuntimeError("vLLM has not told Heedful of a token yet: what follows it could not be steered")
+        token = batch.tokens[item.row] if at is None else state.token(at)
         past = len(state.span) - (state.asked.span.positions[-1] >= position)  # a row's own key is not scaled
         slot = self.host.slot(table, position)
         return Part(token, position, table, slot, state.span[:past], state.factors[:past], sets)
@@ -203,7 +201,7 @@ class Decider:
                 probed.append(item)
         sets = (frozenset[int](), *(frozenset([layer]) for layer in range(layers)))
         parts = [self._part(item, batch, sets, item.state.rank_at - 1) for item in probed]
-        most = max(1, PROBE_ROWS // len(sets))
+        most = max(1, ROWS // len(sets))
         for begin in range(0, len(parts), most):
             self._probe(probed[begin : begin + most], parts[begin : begin + most])
 
@@ -270,24 +268,35 @@ class Decider:
         done: Counter[str],
     ) -> None:
         """Adds the tokens that a trial yields; `tried` are places in `ready`, of which `own` are the raw logits."""
-        totals = own.logsumexp(-1)
         for keeps in (False, True):
             items = [at for at, place in enumerate(tried) if ready[place].state.is_gated != keeps]
-            if keeps:
-                for at in items:
-                    self._replay(ready[tried[at]], batch)
-            states = [ready[tried[at]].state for at in items]
-            most = max((len(state.sets or ()) for state in states), default=0)
-            parts = [
-                self._part(ready[tried[at]], batch, _padded(state.sets or (), most))
-                for at, state in zip(items, states, strict=True)
-            ]
-            if not parts:
-                continue
-            hidden = self.host.forward(parts, keeps=keeps)
-            steered = self.host.model.compute_logits(hidden.flatten(0, 1)).float().view(*hidden.shape[:2], -1)
-            self._alike(steered, states, own[items])
-            self._judge(ready, [tried[at] for at in items], steered, own[items], totals[items], tokens, done)
+            most = max((len(ready[tried[at]].state.sets or ()) for at in items), default=1)
+            for begin in range(0, len(items), step := max(1, ROWS // most)):
+                some = items[begin : begin + step]
+                self._try(ready, [tried[at] for at in some], batch, own[some], tokens, done, keeps=keeps)
+
+    def _try(
+        self,
+        ready: Sequence[Ready],
+        places: Sequence[int],
+        batch: Batch,
+        own: torch.Tensor,
+        tokens: dict[int, int],
+        done: Counter[str],
+        *,
+        keeps: bool,
+    ) -> None:
+        """As `_trials`, of those in `places`, in one forward."""
+        states = [ready[place].state for place in places]
+        if keeps:
+            for place in places:
+                self._replay(ready[place], batch)
+        most = max(len(state.sets or ()) for state in states)
+        parts = [self._part(ready[place], batch, _padded(ready[place].state.sets or (), most)) for place in places]
+        hidden = self.host.forward(parts, keeps=keeps)
+        steered = self.host.model.compute_logits(hidden.flatten(0, 1)).float().view(*hidden.shape[:2], -1)
+        self._alike(steered, states, own)
+        self._judge(ready, places, steered, own, own.logsumexp(-1), tokens, done)
 
     def _replay(self, item: Ready, batch: Batch) -> None:
         """After a preemption vLLM has read the answer so far as if it were prompt: stores it steered, as it was."""

@@ -24,8 +24,9 @@ from heedful.vllm.support import refuse_layers, why_not
 
 @dataclass
 class Batch:
-    """Each request of the running step: how many of its tokens are computed, and its blocks `(requests, blocks)`."""
+    """Each request of the running step: its last token, how many are computed, and its blocks `(requests, blocks)`."""
 
+    tokens: list[int]
     seq_lens: list[int]
     block_table: torch.Tensor
 
@@ -47,8 +48,9 @@ class Host:
         self.trails: dict[str, Any] = {}  # by a request's name: where `decide` notes what becomes of it
         self.is_wanted = False
         self._noted: Any = None
+        self._tokens: torch.Tensor | None = None
         self._is_checked = False
-        self._layout: Layout | None = None
+        self._layout: tuple[Any, Layout] | None = None
         self._builder: Any = None
         self.refused = why_not(config)
         try:
@@ -88,26 +90,41 @@ class Host:
 
     @property
     def layout(self) -> Layout:
-        """How the cache stores keys and values, learnt when it is first asked for."""
-        if self._layout is None:
-            layer = self.layers[0]
+        """How the cache stores keys and values, learnt when it is first asked for; vLLM may exchange its cache."""
+        layer = self.layers[0]
+        shape = (layer.kv_cache.shape, layer.kv_cache.stride())
+        if self._layout is None or self._layout[0] != shape:
 
             def store(key: torch.Tensor, value: torch.Tensor, slots: torch.Tensor) -> None:
                 layer.impl.do_kv_cache_update(layer, key, value, layer.kv_cache, slots)
 
             size, dims = self.config.cache_config.block_size, (layer.head_size, layer.head_size_v)
-            self._layout = learn(layer.kv_cache, size, layer.num_kv_heads, dims, store)
-        return self._layout
+            self._layout = (shape, learn(layer.kv_cache, size, layer.num_kv_heads, dims, store))
+        return self._layout[1]
 
     def note(self, metadata: Any) -> None:
         """vLLM's word of the batch that it is about to compute, in the terms that all its attention backends share."""
         if self.is_wanted:
-            self._noted = metadata
+            self._noted, self._tokens = metadata, None
 
-    def batch(self) -> Batch | None:
-        """The running step's, once: vLLM's tensors are filled anew for the next. None where it is not known."""
-        noted, self._noted = self._noted, None
-        return None if noted is None else Batch(noted.seq_lens.tolist(), noted.block_table_tensor)
+    def note_tokens(self, tokens: torch.Tensor) -> None:
+        """What goes into vLLM's own forward, for its V1 runner, which tells no one else; graphs may replay without."""
+        if self.is_wanted and self.current is None:
+            self._tokens = tokens
+
+    def batch(self, last: Sequence[int] | None = None) -> Batch | None:
+        """The running step's, once: vLLM's tensors are filled anew for the next. None where it is not known.
+
+        `last`: the requests' last tokens, where the runner has told them.
+        """
+        noted, tokens = self._noted, self._tokens
+        self._noted = self._tokens = None
+        if noted is None or (last is None and tokens is None):
+            return None
+        if last is None:
+            assert tokens is not None
+            last = tokens[noted.query_start_loc[1:].long() - 1].tolist()
+        return Batch(list(last), noted.seq_lens.tolist(), noted.block_table_tensor)
 
     def prove(self) -> None:
         """The self-check, before the first steered step of all; where it fails nothing is steered."""

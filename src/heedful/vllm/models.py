@@ -20,6 +20,10 @@ def _wrapped(arch: str) -> type[Any]:
             super().__init__(vllm_config=vllm_config, prefix=prefix, **more)
             self.heedful = Host(self, vllm_config)
 
+        def forward(self, input_ids: Any, positions: Any, *args: Any, **kwargs: Any) -> Any:
+            self.heedful.note_tokens(input_ids)
+            return super().forward(input_ids, positions, *args, **kwargs)
+
     Wrapped.__name__ = Wrapped.__qualname__ = PREFIX + arch
     Wrapped.__module__ = __name__
     return Wrapped

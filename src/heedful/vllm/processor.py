@@ -106,9 +106,9 @@ class Heedful(LogitsProcessor, SlotProcessor):
             self._place(context[0].idx_mapping_np.tolist())
         if not self.states:
             return logits
-        batch = self.decider.host.batch()
+        batch = self.decider.host.batch(context[0].input_ids.tolist() if context else None)
         if context and batch is not None:
-            self._go_on(batch, context[0].input_ids.tolist())
+            self._go_on(batch)
         return self.decider.decide(logits, batch)
 
     def _place(self, slots: list[int]) -> None:
@@ -116,11 +116,11 @@ class Heedful(LogitsProcessor, SlotProcessor):
         self.states.clear()
         self.states.update({row: self._slots[slot] for row, slot in enumerate(slots) if slot in self._slots})
 
-    def _go_on(self, batch: Batch, tokens: list[int]) -> None:
-        """Adds the token that each request has got since V2's last step; `tokens` are what went into this one."""
+    def _go_on(self, batch: Batch) -> None:
+        """Adds the token that each request has got since V2's last step."""
         for row, state in self.states.items():
             if batch.seq_lens[row] > len(state.prompt) + len(state.output):
-                state.output.append(tokens[row])
+                state.output.append(batch.tokens[row])
 
     @property
     def decider(self) -> Decider:

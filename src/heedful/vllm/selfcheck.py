@@ -49,8 +49,6 @@ def _check(host: Host, device: torch.device) -> None:
     host.is_wanted, is_wanted = True, host.is_wanted
     hidden = host.prefill(tokens, table, slots)[-1:]
     host.is_wanted, batch = is_wanted, host.batch()
-    if batch is None:
-        raise _failed("vLLM's batches are not told of")
     raw = hidden[0].float()
     stored = [layer.kv_cache[0].clone() for layer in host.layers]
     none, everywhere = frozenset[int](), frozenset(range(host.num_layers))
@@ -68,20 +66,41 @@ def _check(host: Host, device: torch.device) -> None:
     plain, steered = host.forward([part], watched=watched)[:, 0].float()
     close = {torch.float32: 1e-3}.get(host.config.model_config.dtype, 5e-2)
     scale = raw.abs().max()
-    if not (plain - raw).abs().max() <= close * scale:
-        raise _failed("a steered pass that scales nothing differs from the raw pass")
-    if not (steered - raw).abs().max() > 1e-6 * scale:
-        raise _failed(f"scaling keys by {STRENGTH:g} changes nothing")
-    if any(not torch.equal(layer.kv_cache[0], block) for layer, block in zip(host.layers, stored, strict=True)):
-        raise _failed("stored keys or values are not what they were before a steered pass")
-    _check_formula(host, slots, factors, watched[0], close)
+    reasons = {
+        "vLLM's batches are not told of": batch is None,
+        "a steered pass that scales nothing differs from the raw pass": not (plain - raw).abs().max() <= close * scale,
+        f"scaling keys by {STRENGTH:g} changes nothing": not (steered - raw).abs().max() > 1e-6 * scale,
+        "stored keys or values are not what they were before a steered pass": any(
+            not torch.equal(layer.kv_cache[0], block) for layer, block in zip(host.layers, stored, strict=True)
+        ),
+        "the first layer's steered attention is not what the formula gives": not _is_formula(
+            host, slots, factors, watched[0], close
+        ),
+    }
+    found = next((reason for reason, is_so in reasons.items() if is_so), "")
+    of_another = _of_another_rank(bool(found))  # which every rank must ask
+    if found or of_another:
+        raise _failed(found or of_another)
+    assert batch is not None
     _check_decision(host, batch, tokens, hidden, host.forward([part])[1])
 
 
-def _check_formula(
+def _of_another_rank(is_failed: bool) -> str:
+    """What a tensor-parallel rank says that has found nothing itself: all must go on alike, or none comes back."""
+    from vllm.distributed.parallel_state import get_tp_group
+
+    group = get_tp_group()
+    if group.world_size == 1:
+        return ""
+    verdict = torch.tensor([int(is_failed)])
+    torch.distributed.all_reduce(verdict, torch.distributed.ReduceOp.MAX, group.cpu_group)
+    return "" if not int(verdict) else "it has failed on another tensor-parallel rank"
+
+
+def _is_formula(
     host: Host, slots: torch.Tensor, factors: torch.Tensor, seen: tuple[int, torch.Tensor, torch.Tensor], close: float
-) -> None:
-    """The first layer's output of the steered row, computed by hand from what is stored."""
+) -> bool:
+    """Whether the first layer's output of the steered row is what comes by hand of what is stored."""
     _, query, output = seen
     layer = host.layers[0]
     keys, values = (tensor.float() for tensor in host.layout.read(layer.kv_cache, slots))
@@ -94,8 +113,7 @@ def _check_formula(
         scores = torch.tanh(scores / cap) * cap
     expected = torch.einsum("ht,thd->hd", scores.softmax(-1), values)
     found = output[1].float().view_as(expected)
-    if not (found - expected).abs().max() <= max(close, 1e-3) * expected.abs().max():
-        raise _failed("the first layer's steered attention is not what the formula gives")
+    return bool((found - expected).abs().max() <= max(close, 1e-3) * expected.abs().max())
 
 
 def _check_decision(host: Host, batch: Batch, tokens: torch.Tensor, raw: torch.Tensor, steered: torch.Tensor) -> None:

@@ -16,7 +16,7 @@ import torch
 
 from heedful.vllm.layout import Layout
 
-LARGEST = 1 << 24  # scores at a time; more are taken a few parts after the other
+LARGEST = 1 << 27  # numbers at a time, of keys, values and scores; more are taken a few parts after the other
 
 
 @dataclass(frozen=True)
@@ -120,8 +120,8 @@ class SteeredPass:
         queries = query.view(*shape, impl.num_heads // heads, -1).permute(1, 2, 0, 3, 4)
         keys, values = (tensor.view(*shape, -1).permute(1, 2, 0, 3) for tensor in (key, value))
         found = output.view(*shape, impl.num_heads // heads, -1).permute(1, 2, 0, 3, 4)
-        row = impl.num_heads * shape[0] * self._hidden.shape[-1]
-        for begin in range(0, parts, step := max(1, LARGEST // row)):
+        numbers = 3 * heads * (keys.shape[-1] + values.shape[-1]) + 4 * impl.num_heads * shape[0]  # with their copies
+        for begin in range(0, parts, step := max(1, LARGEST // (numbers * self._hidden.shape[-1]))):
             some = slice(begin, begin + step)
             found[some] = self._attended(impl, index, some, queries[some], keys[some], values[some], cache)
         if self.keeps:

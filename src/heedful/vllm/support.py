@@ -44,7 +44,7 @@ def refuse_config(config: Any) -> None:
         )
         > 1,
         "experts over data-parallel ranks": parallel.data_parallel_size > 1 and parallel.enable_expert_parallel,
-        "dual-batch overlap": getattr(parallel, "enable_dbo", False),
+        "dual-batch overlap": getattr(parallel, "use_ubatching", False),
         f"a key/value cache in {cache.cache_dtype} (its keys cannot be read back)": str(cache.cache_dtype).startswith(
             ("fp8", "int8", "nvfp4", "turbo", "ultra")
         ),
@@ -52,11 +52,23 @@ def refuse_config(config: Any) -> None:
         "speculative decoding": config.speculative_config is not None,
         "LoRA": config.lora_config is not None,
         "sampling sharded over ranks": bool(getattr(parallel, "enable_batch_sharded_sampling", False)),
+        "prompts of embeddings (--enable-prompt-embeds)": getattr(model, "enable_prompt_embeds", False),
+        "the V1 model runner with graphs of whole passes (set cudagraph_mode=PIECEWISE)": _has_v1_graphs(config),
         "any device but CPUs and CUDA": str(config.device_config.device_type) not in ("cpu", "cuda"),
     }
     for reason, is_so in reasons.items():
         if is_so:
             raise _refused(f"{reason} is not supported")
+
+
+def _has_v1_graphs(config: Any) -> bool:
+    """Whether V1's tokens may pass no Python on their way through the model."""
+    if config.use_v2_model_runner or str(config.device_config.device_type) == "cpu":
+        return False
+    from vllm.compilation.breakable_cudagraph import is_breakable_cudagraph_enabled
+
+    mode = getattr(config.compilation_config, "cudagraph_mode", None)
+    return is_breakable_cudagraph_enabled() or (mode is not None and bool(mode.has_full_cudagraphs()))
 
 
 def refuse_layers(config: Any) -> dict[str, Any]:
