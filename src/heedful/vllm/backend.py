@@ -49,7 +49,7 @@ class Telling:
     def build(self, common_prefix_len: int, common_attn_metadata: Any, *more: Any, **named: Any) -> Any:
         """As vLLM's."""
         layers = self.vllm_config.compilation_config.static_forward_context
-        host = getattr(layers[self.layer_names[0]], "heedful", None)
+        host = getattr(layers.get(next(iter(self.layer_names), "")), "heedful", None)
         if host is not None:
             host.note(common_attn_metadata)
         own: Any = super()

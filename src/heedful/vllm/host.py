@@ -127,17 +127,22 @@ class Host:
         return Batch(list(last), noted.seq_lens.tolist(), noted.block_table_tensor)
 
     def prove(self) -> None:
-        """The self-check, before the first steered step of all; where it fails nothing is steered."""
-        if self._is_checked or self.refused:
+        """The self-check, before the first steered step of all; where it fails on any rank, none steers anything."""
+        if self._is_checked:
             return
         self._is_checked = True
-        from heedful.vllm.selfcheck import check
+        from heedful.vllm.selfcheck import check, is_so_anywhere
 
-        try:
-            check(self)
-        except Exception as error:  # whatever it is, vLLM's own answers are none the worse
-            is_told = isinstance(error, UnsupportedModelError)
-            self.refuse(str(error) if is_told else f"Heedful's self-check failed: {error!r}")
+        is_refused = is_so_anywhere(bool(self.refused))  # a rank that went on alone would wait for the others for ever
+        if not is_refused:
+            try:
+                check(self)
+            except Exception as error:  # whatever it is, vLLM's own answers are none the worse
+                is_told = isinstance(error, UnsupportedModelError)
+                self.refuse(str(error) if is_told else f"Heedful's self-check failed: {error!r}")
+            is_refused = is_so_anywhere(bool(self.refused))
+        if is_refused and not self.refused:
+            self.refuse("another tensor-parallel rank cannot steer; its log says why")
 
     def slot(self, block_table: torch.Tensor, position: int) -> int:
         """The cache slot of one position of a sequence."""

@@ -49,6 +49,8 @@ def _check(host: Host, device: torch.device) -> None:
     host.is_wanted, is_wanted = True, host.is_wanted
     hidden = host.prefill(tokens, table, slots)[-1:]
     host.is_wanted, batch = is_wanted, host.batch()
+    if batch is None:
+        raise _failed("vLLM's batches are not told of")
     raw = hidden[0].float()
     stored = [layer.kv_cache[0].clone() for layer in host.layers]
     none, everywhere = frozenset[int](), frozenset(range(host.num_layers))
@@ -67,7 +69,6 @@ def _check(host: Host, device: torch.device) -> None:
     close = {torch.float32: 1e-3}.get(host.config.model_config.dtype, 5e-2)
     scale = raw.abs().max()
     reasons = {
-        "vLLM's batches are not told of": batch is None,
         "a steered pass that scales nothing differs from the raw pass": not (plain - raw).abs().max() <= close * scale,
         f"scaling keys by {STRENGTH:g} changes nothing": not (steered - raw).abs().max() > 1e-6 * scale,
         "stored keys or values are not what they were before a steered pass": any(
@@ -77,24 +78,22 @@ def _check(host: Host, device: torch.device) -> None:
             host, slots, factors, watched[0], close
         ),
     }
-    found = next((reason for reason, is_so in reasons.items() if is_so), "")
-    of_another = _of_another_rank(bool(found))  # which every rank must ask
-    if found or of_another:
-        raise _failed(found or of_another)
-    assert batch is not None
-    _check_decision(host, batch, tokens, hidden, host.forward([part])[1])
+    # All ranks make all passes, whatever one of them has found: each pass waits for every rank.
+    reasons |= _misdecided(host, batch, tokens, hidden, host.forward([part])[1])
+    for reason, is_so in reasons.items():
+        if is_so:
+            raise _failed(reason)
 
 
-def _of_another_rank(is_failed: bool) -> str:
-    """What a tensor-parallel rank says that has found nothing itself: all must go on alike, or none comes back."""
-    from vllm.distributed.parallel_state import get_tp_group
+def is_so_anywhere(is_so: bool) -> bool:
+    """Whether it is so on any tensor-parallel rank; all must ask."""
+    from vllm.distributed.parallel_state import get_tp_group, model_parallel_is_initialized
 
-    group = get_tp_group()
-    if group.world_size == 1:
-        return ""
-    verdict = torch.tensor([int(is_failed)])
-    torch.distributed.all_reduce(verdict, torch.distributed.ReduceOp.MAX, group.cpu_group)
-    return "" if not int(verdict) else "it has failed on another tensor-parallel rank"
+    if not model_parallel_is_initialized() or get_tp_group().world_size == 1:
+        return is_so
+    verdict = torch.tensor([int(is_so)])
+    torch.distributed.all_reduce(verdict, torch.distributed.ReduceOp.MAX, get_tp_group().cpu_group)
+    return bool(verdict)
 
 
 def _is_formula(
@@ -116,8 +115,14 @@ def _is_formula(
     return bool((found - expected).abs().max() <= max(close, 1e-3) * expected.abs().max())
 
 
-def _check_decision(host: Host, batch: Batch, tokens: torch.Tensor, raw: torch.Tensor, steered: torch.Tensor) -> None:
-    """`raw`, `steered (1, hidden)`: of two tokens that are made the likeliest ones, one is so raw and one steered."""
+def _misdecided(
+    host: Host, batch: Batch, tokens: torch.Tensor, raw: torch.Tensor, steered: torch.Tensor
+) -> dict[str, bool]:
+    """What is wrong, and whether it is so, of decisions on `raw`, `steered (1, hidden)`.
+
+    Of two tokens that are made the likeliest ones, one is so raw and one steered.
+    """
+    found = {}
     from heedful.vllm.decide import Decider, State
 
     logits, other = (host.model.compute_logits(hidden).float()[0] for hidden in (raw, steered))
@@ -134,8 +139,11 @@ def _check_decision(host: Host, batch: Batch, tokens: torch.Tensor, raw: torch.T
         row = logits.clone()[None]
         for at, more in bias.items():
             row[0, at] += more
-        if int(Decider(host, {0: state}, counts=False).decide(row, batch).argmax()) != token:
-            raise _failed(f"with a threshold of {threshold:g} another token is decided on than the formula gives")
+        decided = int(Decider(host, {0: state}, counts=False).decide(row, batch).argmax())
+        found[f"with a threshold of {threshold:g} another token is decided on than the formula gives"] = (
+            decided != token
+        )
+    return found
 
 
 def _failed(reason: str) -> UnsupportedModelError:

@@ -43,7 +43,8 @@ def refuse_config(config: Any) -> None:
             getattr(parallel, "decode_context_parallel_size", 1), getattr(parallel, "prefill_context_parallel_size", 1)
         )
         > 1,
-        "experts over data-parallel ranks": parallel.data_parallel_size > 1 and parallel.enable_expert_parallel,
+        "a mixture of experts under data parallelism": parallel.data_parallel_size > 1
+        and (parallel.enable_expert_parallel or getattr(model, "is_moe", False)),
         "dual-batch overlap": getattr(parallel, "use_ubatching", False),
         f"a key/value cache in {cache.cache_dtype} (its keys cannot be read back)": str(cache.cache_dtype).startswith(
             ("fp8", "int8", "nvfp4", "turbo", "ultra")
@@ -53,7 +54,9 @@ def refuse_config(config: Any) -> None:
         "LoRA": config.lora_config is not None,
         "sampling sharded over ranks": bool(getattr(parallel, "enable_batch_sharded_sampling", False)),
         "prompts of embeddings (--enable-prompt-embeds)": getattr(model, "enable_prompt_embeds", False),
-        "the V1 model runner with graphs of whole passes (set cudagraph_mode=PIECEWISE)": _has_v1_graphs(config),
+        "the V1 model runner with graphs of whole passes (choose V2, or set cudagraph_mode=PIECEWISE)": _has_v1_graphs(
+            config
+        ),
         "any device but CPUs and CUDA": str(config.device_config.device_type) not in ("cpu", "cuda"),
     }
     for reason, is_so in reasons.items():
@@ -63,12 +66,14 @@ def refuse_config(config: Any) -> None:
 
 def _has_v1_graphs(config: Any) -> bool:
     """Whether V1's tokens may pass no Python on their way through the model."""
-    if config.use_v2_model_runner or str(config.device_config.device_type) == "cpu":
+    mode = getattr(config.compilation_config, "cudagraph_mode", None)
+    is_v2 = getattr(config, "use_v2_model_runner", False)
+    if is_v2 or not mode or str(config.device_config.device_type) == "cpu":
         return False
     from vllm.compilation.breakable_cudagraph import is_breakable_cudagraph_enabled
+    from vllm.config import CUDAGraphMode
 
-    mode = getattr(config.compilation_config, "cudagraph_mode", None)
-    return is_breakable_cudagraph_enabled() or (mode is not None and bool(mode.has_full_cudagraphs()))
+    return mode != CUDAGraphMode.NONE and (is_breakable_cudagraph_enabled() or bool(mode.has_full_cudagraphs()))
 
 
 def refuse_layers(config: Any) -> dict[str, Any]:
