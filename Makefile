@@ -28,7 +28,7 @@ test: model $(VENV)/.extras  ## all tests (PYTEST_ARGS='-k spans' for some)
 
 test-vllm: $(VLLM)/.installed  ## the vLLM plug-in, in an environment of its own (PYTEST_ARGS='-k http' …)
 	cd tests_vllm && ../$(VLLM)/bin/python -m pytest $(SPREAD) $(PYTEST_ARGS)
-	cd tests_vllm && ../$(VLLM)/bin/python -m pytest $(SPREAD) --interpreted --ignore test_ray_serve.py --ignore test_batch.py $(PYTEST_ARGS)
+	cd tests_vllm && ../$(VLLM)/bin/python -m pytest $(SPREAD) --interpreted $(PYTEST_ARGS)
 
 lint: $(VENV)/.extras  ## formatting, lint and types
 	$(BIN)/ruff format --check .

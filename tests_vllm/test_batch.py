@@ -14,6 +14,8 @@ from heedful.errors import ContextLengthError, ModelError, OptionError, SpanErro
 from heedful.vllm.answerer import VllmAnswerer, answerer
 from heedful.vllm.host import host_of
 
+pytestmark = pytest.mark.one_runner
+
 MARKED = "Name three fruits. <heed>Write your answer as a bullet list.</heed>"
 ROWS = [
     {"id": "a", "prompt": MARKED},

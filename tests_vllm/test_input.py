@@ -119,6 +119,14 @@ def test_a_batch_that_was_not_told_is_no_raw_token(llm: Any) -> None:
         Decider(host, {0: state}, counts=False).decide(torch.zeros(1, 128), None)
 
 
+def test_a_cache_that_was_exchanged_is_learnt_anew(llm: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    host = tiny.host(llm)
+    before, cache = host.layout, host.layers[0].kv_cache
+    assert host.layout is before
+    monkeypatch.setattr(host.layers[0], "kv_cache", cache[:4])
+    assert host.layout is not before
+
+
 def test_a_negative_seed_is_a_seed(llm: Any) -> None:
     one = case(0, new=12)
     answers = [

@@ -16,6 +16,7 @@ os.environ.update(SWITCHES)
 ray = pytest.importorskip("ray")
 serve = pytest.importorskip("ray.serve")
 ray_llm = pytest.importorskip("ray.serve.llm")
+pytestmark = pytest.mark.one_runner
 
 PROMPT = "Tell me about the sea. <heed>Do not use any commas, and answer in capital letters.</heed>"
 NEW = 12

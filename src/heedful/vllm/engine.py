@@ -213,9 +213,7 @@ def loaded(
     Raises `OptionError` where vLLM is missing or an option is unknown, `ModelError` where vLLM does not start.
     """
     try:
-        from vllm import EngineArgs
-        from vllm.v1.engine.llm_engine import LLMEngine
-        from vllm.v1.executor import Executor
+        import vllm  # noqa: F401
     except ImportError as error:
         raise OptionError(f"--engine vllm needs vLLM beside Heedful, see docs/vllm.md ({error})") from error
     ours = {
@@ -234,21 +232,7 @@ def loaded(
                 f"--engine-option: {name} is set by Heedful; `heedful serve --help` names its own options"
             )
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-    try:
-        arguments = EngineArgs(**{**ours, **options})
-    except TypeError as error:
-        raise OptionError(f"--engine-option: vLLM knows no such option ({error})") from error
-    except ValueError as error:
-        raise OptionError(f"--engine-option: {reason(error)}") from error
-    if arguments.tensor_parallel_size * arguments.pipeline_parallel_size * arguments.data_parallel_size > 1:
-        raise OptionError("--engine vllm runs in one process; for several GPUs take vLLM's own server: docs/vllm.md")
-    try:
-        config = arguments.create_engine_config()
-        engine = LLMEngine(config, Executor.get_class(config), log_stats=False, multiprocess_mode=False)
-    except HeedfulError:
-        raise
-    except Exception as error:  # vLLM raises anything, and says more above
-        raise ModelError(f"vLLM does not start with {ours['model']}: {reason(error)}") from error
+    engine, config = _started({**ours, **options})
     host = host_of(config)
     if host is None or host.refused:
         raise ModelError(f"vLLM cannot steer this model: {'not loaded by Heedful' if host is None else host.refused}")
@@ -257,3 +241,26 @@ def loaded(
     room = f"{limits.max_running} answers at a time, {config.model_config.max_model_len} tokens each, vLLM's cache"
     place = f"{str(config.model_config.dtype).removeprefix('torch.')}, vLLM"
     return Loaded(VllmText(engine.get_tokenizer(), shape), VllmEngine(engine, host, shape, limits), place, room)
+
+
+def _started(options: Mapping[str, Any]) -> tuple[Any, Any]:
+    """vLLM's engine in this process, and its configuration."""
+    from vllm import EngineArgs
+    from vllm.v1.engine.llm_engine import LLMEngine
+    from vllm.v1.executor import Executor
+
+    try:
+        arguments = EngineArgs(**options)
+    except TypeError as error:
+        raise OptionError(f"--engine-option: vLLM knows no such option ({error})") from error
+    except ValueError as error:
+        raise OptionError(f"--engine-option: {reason(error)}") from error
+    if arguments.tensor_parallel_size * arguments.pipeline_parallel_size * arguments.data_parallel_size > 1:
+        raise OptionError("--engine vllm runs in one process; for several GPUs take vLLM's own server: docs/vllm.md")
+    try:
+        config = arguments.create_engine_config()
+        return LLMEngine(config, Executor.get_class(config), log_stats=False, multiprocess_mode=False), config
+    except HeedfulError:
+        raise
+    except Exception as error:  # vLLM raises anything, and says more above
+        raise ModelError(f"vLLM does not start with {options['model']}: {reason(error)}") from error

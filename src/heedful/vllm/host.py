@@ -109,7 +109,7 @@ class Host:
 
     def note_tokens(self, tokens: torch.Tensor) -> None:
         """What goes into vLLM's own forward, for its V1 runner, which tells no one else; graphs may replay without."""
-        if self.is_wanted and self.current is None:
+        if self.is_wanted:
             self._tokens = tokens
 
     def batch(self, last: Sequence[int] | None = None) -> Batch | None:

@@ -122,9 +122,9 @@ def _misdecided(
 
     Of two tokens that are made the likeliest ones, one is so raw and one steered.
     """
-    found = {}
     from heedful.vllm.decide import Decider, State
 
+    found = {}
     logits, other = (host.model.compute_logits(hidden).float()[0] for hidden in (raw, steered))
     gain = other - logits
     up, down = int(gain.argmax()), int(gain.argmin())
