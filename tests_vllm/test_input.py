@@ -119,6 +119,30 @@ def test_a_batch_that_was_not_told_is_no_raw_token(llm: Any) -> None:
         Decider(host, {0: state}, counts=False).decide(torch.zeros(1, 128), None)
 
 
+def test_a_batch_is_told_of_once(llm: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What vLLM's tensors hold in the next step is another's."""
+    host = tiny.host(llm)
+    monkeypatch.setattr(host, "is_wanted", True)
+    starts, lengths = torch.tensor([0, 2, 3]), torch.tensor([9, 4])
+    host.note(SimpleNamespace(query_start_loc=starts, seq_lens=lengths, block_table_tensor=torch.ones(2, 1)))
+    assert host.batch() is None  # no tokens went by
+    host.note(SimpleNamespace(query_start_loc=starts, seq_lens=lengths, block_table_tensor=torch.ones(2, 1)))
+    host.note_tokens(torch.tensor([5, 6, 7]))
+    batch = host.batch()
+    assert batch is not None
+    assert (batch.tokens, batch.seq_lens) == ([6, 7], [9, 4])
+    assert host.batch() is None
+
+
+def test_a_rank_that_steers_nothing_stops_the_others(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("heedful.vllm.selfcheck.is_so_anywhere", lambda is_so: True)
+    llm = tiny.llm(path)
+    asked = case(0).params(ignore_eos=False, stop_token_ids=[7])
+    ended = llm.generate([case(0).vllm_prompt], [asked], use_tqdm=False)[0].outputs[0]
+    assert list(ended.token_ids) == [7]
+    assert "another tensor-parallel rank" in tiny.host(llm).refused
+
+
 def test_a_cache_that_was_exchanged_is_learnt_anew(llm: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     host = tiny.host(llm)
     before, cache = host.layout, host.layers[0].kv_cache
