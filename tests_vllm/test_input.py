@@ -134,15 +134,6 @@ def test_a_batch_is_told_of_once(llm: Any, monkeypatch: pytest.MonkeyPatch) -> N
     assert host.batch() is None
 
 
-def test_a_rank_that_steers_nothing_stops_the_others(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("heedful.vllm.selfcheck.is_so_anywhere", lambda is_so: True)
-    llm = tiny.llm(path)
-    asked = case(0).params(ignore_eos=False, stop_token_ids=[7])
-    ended = llm.generate([case(0).vllm_prompt], [asked], use_tqdm=False)[0].outputs[0]
-    assert list(ended.token_ids) == [7]
-    assert "another tensor-parallel rank" in tiny.host(llm).refused
-
-
 def test_a_cache_that_was_exchanged_is_learnt_anew(llm: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     host = tiny.host(llm)
     before, cache = host.layout, host.layers[0].kv_cache
@@ -366,3 +357,12 @@ def test_a_failed_self_check_leaves_vllm_alone(path: Path, monkeypatch: pytest.M
     ]  # the check runs in the first steered request's own step: it is not answered unsteered
     assert len(generated(llm, plainly([case(0)]))[0]) == 24
     assert "self-check failed" in tiny.host(llm).refused
+
+
+def test_a_rank_that_steers_nothing_stops_the_others(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("heedful.vllm.selfcheck.is_so_anywhere", lambda is_so: True)
+    llm = tiny.llm(path)
+    asked = case(0).params(ignore_eos=False, stop_token_ids=[7])
+    ended = llm.generate([case(0).vllm_prompt], [asked], use_tqdm=False)[0].outputs[0]
+    assert list(ended.token_ids) == [7]
+    assert "another tensor-parallel rank" in tiny.host(llm).refused
